@@ -1,0 +1,20 @@
+"""Composable generative-model primitives for JAX, as pure functions over pytrees.
+
+| room         | what is there                                                        |
+|--------------|----------------------------------------------------------------------|
+| `noise`      | forward processes: paths (alpha, sigma), perturb, posterior, prior   |
+| `prediction` | what a network's output means: x_0, eps, v, score, velocity, EDM     |
+| `losses`     | per-example objectives, loss weights, time sampling                  |
+| `guidance`   | denoiser -> denoiser                                                 |
+| `samplers`   | solvers, time grids, the one sampling loop                           |
+| `metrics`    | Frechet distance, sliced Wasserstein, the exact Gaussian mixture     |
+| `nn`         | Flax NNX networks: MLP, UNet, DiT, embeddings (imports Flax)         |
+| `train`      | train state and step, sharding, checkpoints, the loop (imports Orbax)|
+
+`import genlib` loads the light rooms; `from genlib import nn, train` loads the others.
+"""
+
+from genlib import guidance, losses, metrics, noise, prediction, samplers
+
+__version__ = "0.1.0"
+__all__ = ["guidance", "losses", "metrics", "noise", "prediction", "samplers"]

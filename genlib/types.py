@@ -1,0 +1,109 @@
+"""The few nouns that every room shares, and the checks at their doors."""
+
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+Array = jax.Array
+Key = jax.Array
+Scalar = float | jax.Array
+
+__all__ = [
+    "Array",
+    "ArrayLike",
+    "Denoiser",
+    "Key",
+    "Scalar",
+    "compute_dtype",
+    "concrete",
+    "expand_like",
+    "float_array",
+    "is_concrete",
+]
+
+
+class Denoiser(Protocol):
+    """The one type that samplers, guidance and likelihoods speak: `(x_t, t) -> x_0`.
+
+    `x_t` is [B, ...]; `t` is a scalar or [B]; the result estimates E[x_0 | x_t] and has
+    the shape and dtype of `x_t`. Conditioning is closed over.
+    """
+
+    def __call__(self, x_t: Array, t: Array, /) -> Array: ...
+
+
+def expand_like(t: ArrayLike, x: Array) -> Array:
+    """Append axes to `t` so that it broadcasts against a batch `x`.
+
+    Args:
+      t: scalar or [B].
+      x: [B, ...].
+
+    Returns:
+      `t` as a scalar, or as [B, 1, ..., 1] with the rank of `x`.
+
+    Raises:
+      ValueError: if `t` is neither a scalar nor one number per example.
+
+    >>> expand_like(jnp.zeros(4), jnp.zeros((4, 8, 8, 1))).shape
+    (4, 1, 1, 1)
+    """
+    t = jnp.asarray(t)
+    if t.ndim == 0:
+        return t
+    if t.ndim != 1 or x.ndim == 0 or t.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"t must be a scalar or one number per example of x {x.shape}; "
+            f"its shape is {t.shape}"
+        )
+    return t.reshape(t.shape + (1,) * (x.ndim - 1))
+
+
+def compute_dtype(dtype: Any) -> Any:
+    """Return the dtype in which coefficients are computed: float32, or float64.
+
+    >>> jnp.dtype(compute_dtype(jnp.bfloat16)).name
+    'float32'
+    """
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def float_array(x: ArrayLike) -> Array:
+    """Return `x` as a float32 array, or float64 if it is one already.
+
+    Schedules call this on their times, so that bfloat16 or integer times lose nothing.
+
+    >>> float_array(3).dtype.name
+    'float32'
+    """
+    x = jnp.asarray(x)
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    return x.astype(compute_dtype(x.dtype) if floating else float)
+
+
+def concrete(x: Any) -> np.ndarray | None:
+    """Return the value of `x` on the host, or None where it is being traced.
+
+    Checks of values (not of shapes) can only happen on concrete values.
+
+    >>> concrete(jnp.ones(2)).tolist()
+    [1.0, 1.0]
+    >>> jax.jit(lambda x: x if concrete(x) is None else x + 1)(1.0).item()
+    1.0
+    """
+    try:
+        return np.asarray(x)
+    except jax.errors.TracerArrayConversionError:
+        return None
+
+
+def is_concrete(*trees: Any) -> bool:
+    """Return whether no leaf of the trees is being traced.
+
+    >>> is_concrete((1.0, jnp.ones(2)))
+    True
+    """
+    return all(concrete(leaf) is not None for leaf in jax.tree.leaves(trees))

@@ -1,0 +1,180 @@
+"""Laws of every solver, on every path and with every kind of prediction."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from laws.registry import KINDS, MIXTURE, PATHS, SOLVERS, each
+
+from genlib import metrics, noise, prediction, samplers
+
+every_solver = pytest.mark.parametrize("solver", **each(SOLVERS))
+every_path = pytest.mark.parametrize("path", **each(PATHS))
+
+N = 8192
+TRUTH = MIXTURE.sample(jax.random.key(1), N)
+
+
+def network_of(kind, path):
+    """Return the exact network of a kind, which sees what a trained one would see."""
+    exact = MIXTURE.denoiser(path)
+
+    def predict_at(x_t, t):
+        return prediction.convert(path, exact(x_t, t), x_t, t, prediction.X0, kind)
+
+    return predict_at
+
+
+def denoiser_of(kind, path):
+    """Carry the exact denoiser through a kind and back, as a trained network is."""
+    network = network_of(kind, path)
+
+    def denoise(x_t, t):
+        # The network of the EDM kind sees scaled inputs; the exact one needs x_t.
+        through = prediction.denoiser(lambda x, s: network(x_t, t), path, kind)
+        return through(x_t, t)
+
+    return denoise
+
+
+@every_path
+@every_solver
+def test_every_kind_samples_the_mixture(path, solver, key):
+    """Sliced Wasserstein near that of exact samples, mode weights within 0.02."""
+    times = samplers.uniform_log_snr(path, 40)
+    x_T = noise.prior(key, path, (N, 2), t=times[0])
+
+    @jax.jit
+    def run(x, kind_index):
+        branches = [denoiser_of(kind, path) for kind in KINDS.values()]
+        denoise = lambda x, t: jax.lax.switch(kind_index, branches, x, t)
+        x = samplers.sample(solver, denoise, path, times, x, key)
+        share = MIXTURE.responsibilities(x, *path(path.t_min)).mean(0)
+        # VE ends at its own sigma_min, and so does the truth that it samples.
+        end = jnp.float32(path.t_min)
+        truth = noise.perturb(path, TRUTH, jax.random.normal(key, TRUTH.shape), end)
+        return metrics.sliced_wasserstein(
+            jax.random.key(2), x, truth, projections=16
+        ), share
+
+    for index, name in enumerate(KINDS):
+        distance, share = run(x_T, index)
+        # Two sets of 8192 exact samples are 0.02 apart.
+        assert distance < 0.08, name
+        np.testing.assert_allclose(share, MIXTURE.weights, atol=0.02, err_msg=name)
+
+
+@every_path
+@every_solver
+def test_one_step_works_from_end_to_end(path, solver, key):
+    times = samplers.uniform(path, 1)
+    x = samplers.sample(
+        solver,
+        MIXTURE.denoiser(path),
+        path,
+        times,
+        noise.prior(key, path, (3, 2)),
+        key,
+    )
+    assert x.shape == (3, 2)
+    assert jnp.isfinite(x).all()
+
+
+@every_solver
+def test_one_step_to_zero_is_the_denoiser(solver, key):
+    for path in (noise.EDM(), noise.Cosine(), noise.Rectified()):
+        x = noise.prior(key, path, (5, 2))
+        denoise = MIXTURE.denoiser(path)
+        got = samplers.sample(solver, denoise, path, [path.t_max, path.t_min], x, key)
+        want = denoise(x, jnp.float32(path.t_max))
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@every_solver
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_dtype_is_kept(solver, dtype, key, x64):
+    path = noise.Cosine()
+    seen = set()
+
+    def denoise(x, t):
+        seen.add((x.dtype.name, t.dtype.name))
+        return 0.5 * x
+
+    x = jnp.ones((2, 3), dtype)
+    out = samplers.sample(solver, denoise, path, samplers.uniform(path, 3), x, key)
+    assert out.dtype == x.dtype
+    assert seen == {(dtype, "float64" if dtype == "float64" else "float32")}
+
+
+@every_solver
+def test_declared_calls_are_the_calls_made(solver, key):
+    path = noise.EDM()
+    for times in (samplers.karras(path, 7), samplers.karras(path, 7, to_zero=False)):
+        calls = []
+
+        def denoise(x, t, calls=calls):
+            jax.debug.callback(lambda t: calls.append(t), t)
+            return 0.5 * x
+
+        samplers.sample(solver, denoise, path, times, jnp.ones((2, 3)), key)
+        jax.effects_barrier()
+        assert len(calls) == samplers.nfe(solver, path, times)
+
+
+@every_solver
+def test_saved_states_are_the_ends_of_the_steps(solver, key):
+    path = noise.EDM()
+    times = samplers.karras(path, 5)
+    x, denoise = jnp.full((2, 3), 80.0), lambda x, t: jnp.tanh(x)
+    draws = jax.random.normal(key, (5, 2, 3))
+    source = {"noise": draws} if solver.stochastic else {}
+    end, saved = samplers.sample(
+        solver, denoise, path, times, x, **source, save=lambda x: x
+    )
+    assert saved.shape == (5, 2, 3)
+    np.testing.assert_array_equal(saved[-1], end)
+    np.testing.assert_array_equal(
+        samplers.sample(solver, denoise, path, times, x, **source), end
+    )
+    source = {"noise": draws[:1]} if solver.stochastic else {}
+    first = samplers.sample(solver, denoise, path, times[:2], x, **source)
+    np.testing.assert_allclose(saved[0], first, rtol=1e-5)
+
+
+@every_solver
+def test_jaxpr_has_random_bits_only_if_the_solver_is_stochastic(solver, key):
+    path = noise.Cosine()
+    jaxpr = jax.make_jaxpr(
+        lambda x, key: samplers.sample(
+            solver, lambda x, t: 0.5 * x, path, samplers.uniform(path, 4), x, key
+        )
+    )(jnp.ones((2, 3)), key)
+    assert ("random_bits" in str(jaxpr)) == solver.stochastic
+
+
+@every_solver
+def test_jit_equals_eager_and_vmap_equals_a_loop(solver, key):
+    path = noise.Rectified()
+    times = samplers.uniform(path, 5)
+    run = lambda x, key: samplers.sample(
+        solver, MIXTURE.denoiser(path), path, times, x, key
+    )
+    x = jax.random.normal(key, (3, 4, 2))
+    keys = jax.random.split(key, 3)
+    eager = jnp.stack([run(x[i], keys[i]) for i in range(3)])
+    np.testing.assert_allclose(jax.vmap(run)(x, keys), eager, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(run)(x[0], keys[0]), eager[0], rtol=1e-4)
+
+
+@every_solver
+def test_traced_path_and_grid_give_the_same_samples(solver, key):
+    x = jax.random.normal(key, (4, 2))
+
+    def run(beta_max):
+        path = noise.VPLinear(beta_max=beta_max)
+        times = samplers.uniform_log_snr(path, 6)
+        return samplers.sample(solver, MIXTURE.denoiser(path), path, times, x, key)
+
+    np.testing.assert_allclose(jax.jit(run)(20.0), run(20.0), rtol=2e-2, atol=2e-3)
+    gradient = jax.jit(jax.grad(lambda b: run(b).sum()))(20.0)
+    assert jnp.isfinite(gradient)
