@@ -1,0 +1,202 @@
+"""The one sampling loop."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genlib.noise import Path, check_time
+from genlib.types import Array, ArrayLike, Denoiser, Key, compute_dtype, concrete
+
+Rows = dict[str, Any]
+
+
+class Solver(NamedTuple):
+    """A solver: a plan made before tracing, and a step that adds arrays up.
+
+    Attributes:
+      plan: `(path, times) -> rows`, a dict of tables with one row for each call of
+        `step`. `rows["t"]` holds the time (or times, [rows, calls]) at which the step
+        calls the denoiser. Where some rows do not end a step between two times of the
+        grid, `rows["ends"]` marks with True the ones that do.
+      step: `(denoise, x, state, row) -> (x, state)`. If the solver is stochastic,
+        `row["noise"]` is standard normal noise like x.
+      init: `x -> state`, what the solver remembers between rows.
+      stochastic: whether `step` wants noise.
+
+    All of DDIM:
+
+    >>> def plan(path, times):
+    ...     t, alpha, sigma = tabulate(path, times)[:3]
+    ...     keep = sigma[1:] / sigma[:-1]
+    ...     return dict(t=t[:-1], keep=keep, add=alpha[1:] - keep * alpha[:-1])
+    >>> def step(denoise, x, state, row):
+    ...     return row["keep"] * x + row["add"] * denoise(x, row["t"]), state
+    >>> from genlib import noise
+    >>> from genlib.samplers import sample, tabulate
+    >>> ones = lambda x, t: jnp.ones_like(x)
+    >>> sample(Solver(plan, step), ones, noise.Cosine(), [1.0, 0.5, 0.0], jnp.zeros(1))
+    Array([1.], dtype=float32)
+    """
+
+    plan: Callable[[Path, Any], Rows]
+    step: Callable[[Denoiser, Array, Any, Rows], tuple[Array, Any]]
+    init: Callable[[Array], Any] = lambda x: ()
+    stochastic: bool = False
+
+
+def sample(
+    solver: Solver,
+    denoise: Denoiser,
+    path: Path,
+    times: ArrayLike,
+    x: Array,
+    key: Key | None = None,
+    *,
+    noise: Callable[[Array], Array] | ArrayLike | None = None,
+    save: Callable[[Array], Any] | None = None,
+) -> Any:
+    """Carry x from times[0] to times[-1] with a solver, under one `lax.scan`.
+
+    Coefficients are float64 tables made before tracing, applied in float32 (float64 for
+    float64 x); the denoiser sees x in its own dtype. Noise is drawn for each example
+    from a key of its own, so that a sample does not change with the batch around it.
+
+    Args:
+      solver: for instance `samplers.dpmpp_2m()`.
+      denoise: `(x_t, t) -> x_0`, called with a scalar t.
+      path: the path on which `denoise` denoises.
+      times: decreasing times [N + 1] within the path, for N steps.
+      x: x at times[0], [B, ...], usually from `noise.prior`.
+      key: one typed key, or one for each example [B]; only stochastic solvers use it.
+      noise: instead of a key, the standard normal noise itself: an array [N, B, ...],
+        or a function from the index of the step to such an array [B, ...].
+      save: maps x after each step to what should be kept of it.
+
+    Returns:
+      x at times[-1], with the shape and dtype of `x`; with `save` the pair
+      (x, saved), where saved has a leading axis of N steps.
+
+    Raises:
+      ValueError: if x is not a floating batch, `times` is not a decreasing vector of at
+        least two times within the path, a stochastic solver has neither key nor noise
+        (or both), or the denoiser knows nothing about x_0 at times[0].
+
+    >>> from genlib import noise, samplers
+    >>> path = noise.EDM()
+    >>> times, x = samplers.karras(path, 5), jnp.full((1, 2), 80.0)
+    >>> denoise = lambda x, t: jnp.ones_like(x)
+    >>> samplers.sample(samplers.heun(), denoise, path, times, x)
+    Array([[1., 1.]], dtype=float32)
+    """
+    if jnp.ndim(x) == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"x must be a floating batch [B, ...]; it is {x.dtype}{list(jnp.shape(x))}"
+        )
+    grid = check_times(path, times)
+    check_start = getattr(denoise, "check_start", None)
+    if check_start is not None:
+        check_start(grid[0])
+
+    dtype = compute_dtype(x.dtype)
+    rows = solver.plan(path, grid)
+    ends = rows.pop("ends", None)
+    rows = {name: jnp.asarray(v) for name, v in rows.items()}
+    rows = {
+        name: v.astype(dtype) if jnp.issubdtype(v.dtype, jnp.floating) else v
+        for name, v in rows.items()
+    }
+    if solver.stochastic:
+        rows["noise"], draw = _noise_source(key, noise, x, len(rows["t"]), dtype)
+    else:
+        draw = None
+
+    def call(x_t: Array, t: Array) -> Array:
+        return denoise(x_t.astype(x.dtype), t).astype(dtype)
+
+    def body(carry, row):
+        x_t, state = carry
+        if draw is not None:
+            row = row | {"noise": draw(row["noise"])}
+        x_t, state = solver.step(call, x_t, state, row)
+        return (x_t, state), None if save is None else save(x_t.astype(x.dtype))
+
+    start = x.astype(dtype)
+    (end, _), saved = jax.lax.scan(body, (start, solver.init(start)), rows)
+    end = end.astype(x.dtype)
+    if save is None:
+        return end
+    if ends is not None:
+        saved = jax.tree.map(lambda s: s[np.flatnonzero(ends)], saved)
+    return end, saved
+
+
+def nfe(solver: Solver, path: Path, times: ArrayLike) -> int:
+    """Return how many times a solver calls the denoiser for every sample.
+
+    >>> from genlib import noise, samplers
+    >>> path = noise.EDM()
+    >>> nfe(samplers.heun(), path, samplers.karras(path, 18))
+    35
+    """
+    return int(np.size(solver.plan(path, check_times(path, times))["t"]))
+
+
+def check_times(path: Path, times: ArrayLike) -> Any:
+    """Return a grid as an array, or raise a ValueError that says what is wrong."""
+    values = concrete(times)
+    grid: Any = jnp.asarray(times) if values is None else values.astype(np.float64)
+    if grid.ndim != 1 or grid.shape[0] < 2:
+        raise ValueError(
+            "times must be a vector of at least two times (one step); "
+            f"its shape is {grid.shape}"
+        )
+    check_time(path, grid, "times")
+    if values is not None and not (np.diff(grid) < 0).all():
+        raise ValueError(
+            f"times must decrease, from noise to data; they are {values.tolist()}"
+        )
+    return grid
+
+
+def _noise_source(
+    key: Key | None, noise: Any, x: Array, steps: int, dtype: Any
+) -> tuple[Array, Callable[[Array], Array]]:
+    """Return what each row carries, and how noise is drawn from it."""
+    if (key is None) == (noise is None):
+        raise ValueError(
+            "this solver is stochastic: sample needs either key or noise; it got "
+            + ("both" if key is not None else "neither")
+        )
+    index = jnp.arange(steps)
+    if noise is not None:
+        if callable(noise):
+            return index, lambda i: jnp.asarray(noise(i), dtype)
+        table = jnp.asarray(noise, dtype)
+        if table.shape[1:] != x.shape or table.shape[0] < steps:
+            raise ValueError(
+                f"noise must be [steps, *x.shape] = {(steps, *x.shape)}; "
+                f"its shape is {table.shape}"
+            )
+        return table[:steps], lambda drawn: drawn
+
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(
+        key.dtype, jax.dtypes.prng_key
+    ):
+        raise ValueError("key must be a typed key from jax.random.key")
+    keys = key if key.ndim else _fold(key, jnp.arange(x.shape[0]))
+    if keys.shape != x.shape[:1]:
+        raise ValueError(
+            f"key must be one key or one for each of {x.shape[0]} examples; "
+            f"its shape is {key.shape}"
+        )
+    draw_one = lambda k, i: jax.random.normal(
+        jax.random.fold_in(k, i), x.shape[1:], dtype
+    )
+    return index, lambda i: jax.vmap(draw_one, (0, None))(keys, i)
+
+
+def _fold(key: Key, indices: Array) -> Key:
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)

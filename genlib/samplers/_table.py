@@ -1,0 +1,82 @@
+"""A path evaluated on a grid of times, in float64 on the host where possible."""
+
+import functools
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genlib.noise import Path, marginal_and_rate
+from genlib.types import ArrayLike, float_array, is_concrete
+
+
+class Table(NamedTuple):
+    """Everything a solver may want to know of a path at its times, each [N].
+
+    Arrays are float64 NumPy, or traced where the path or the times are.
+    """
+
+    t: Any
+    alpha: Any
+    sigma: Any
+    alpha_rate: Any
+    sigma_rate: Any
+    log_snr: Any
+
+
+def tabulate(path: Path, times: ArrayLike) -> Table:
+    """Evaluate a path on a grid: marginals, their rates and log-SNR.
+
+    Concrete paths and times are evaluated in float64, whatever the ambient precision
+    and also inside a trace, so that coefficients carry no rounding error of float32.
+
+    Args:
+      path: the forward process.
+      times: times of any shape.
+
+    Returns:
+      A `Table` of float64 NumPy arrays with the shape of `times`; of traced arrays in
+      the ambient dtype where `path` or `times` are traced.
+
+    >>> from genlib import noise
+    >>> tabulate(noise.Rectified(), [1.0, 0.5]).alpha
+    array([0. , 0.5])
+    """
+    return on_host(_evaluate, path, times)
+
+
+def on_host(function: Callable[[Path, Any], Any], path: Path, x: Any) -> Any:
+    """Return `function(path, x)` in float64 NumPy if path and x are concrete."""
+    if not is_concrete(path, x):
+        return function(path, float_array(x))
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        # Arrays first: a float64 NumPy leaf can reach a compiled program as float32.
+        path, x = jax.tree.map(jnp.asarray, (path, np.asarray(x, np.float64)))
+        # One small compiled program; eager operations would be compiled one by one.
+        result = _jitted(function)(path, x)
+        return jax.tree.map(lambda column: np.asarray(column, np.float64), result)
+
+
+@functools.cache
+def _jitted(function: Callable) -> Callable:
+    return jax.jit(function)
+
+
+def namespace(*arrays: Any) -> ModuleType:
+    """Return `numpy` if all arrays are on the host, else `jax.numpy`.
+
+    Plans are written once against it: they then run in float64 before tracing, and in
+    the ambient dtype where a setting is traced.
+
+    >>> namespace(np.ones(2), 0.5).__name__, namespace(np.ones(2), jnp.ones(2)).__name__
+    ('numpy', 'jax.numpy')
+    """
+    return jnp if any(isinstance(a, jax.Array) for a in arrays) else np
+
+
+def _evaluate(path: Path, t: Any) -> Table:
+    (alpha, sigma), rate = marginal_and_rate(path, t)
+    return Table(t, alpha, sigma, rate.alpha, rate.sigma, path.log_snr(t))
