@@ -1,0 +1,96 @@
+"""The few pieces that the networks share."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jax.typing import DTypeLike
+
+from genlib.types import Array, Key
+
+ZEROS = nnx.initializers.zeros_init()
+LECUN = nnx.initializers.lecun_normal()
+
+
+def modulate(x: Array, scale: Array, shift: Array) -> Array:
+    """Return `x * (1 + scale) + shift`, so that zero parameters change nothing."""
+    return x * (1 + scale) + shift
+
+
+def check_positive(**counts: int) -> None:
+    """Refuse a count that is not positive, by its name."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be positive, got {count}")
+
+
+def check_rate(dropout: float) -> None:
+    """Refuse a dropout rate outside [0, 1)."""
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+
+
+def drop(key: Key | None, x: Array, rate: float) -> Array:
+    """Zero a fraction `rate` of the entries and scale up the rest; without key, x."""
+    if key is None or rate == 0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+
+
+def split_key(key: Key | None, count: int) -> list[Key | None]:
+    """Return `count` keys, or `count` times None without a key."""
+    return [None] * count if key is None else list(jax.random.split(key, count))
+
+
+def check_image(x: Array, channels: int) -> None:
+    """Refuse what is not `[B, H, W, channels]`."""
+    if x.ndim != 4 or x.shape[-1] != channels:
+        raise ValueError(
+            f"x must be [B, H, W, C] with C = {channels}, got shape {x.shape}"
+        )
+
+
+class SelfAttention(nnx.Module):
+    """Let every token of `[B, T, features]` look at all others, with several heads."""
+
+    def __init__(
+        self,
+        features: int,
+        num_heads: int,
+        *,
+        init: nnx.Initializer = LECUN,
+        out_init: nnx.Initializer = LECUN,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        if num_heads < 1 or features % num_heads:
+            raise ValueError(
+                f"num_heads must divide the {features} features, got {num_heads}"
+            )
+        kwargs: dict[str, Any] = {
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "rngs": rngs,
+        }
+        self.num_heads = num_heads
+        self.qkv = nnx.Linear(features, 3 * features, kernel_init=init, **kwargs)
+        self.out = nnx.Linear(features, features, kernel_init=out_init, **kwargs)
+
+    def __call__(self, x: Array) -> Array:
+        q, k, v = rearrange(
+            self.qkv(x), "b t (s n d) -> s b t n d", s=3, n=self.num_heads
+        )
+        return self.out(rearrange(_attend(q, k, v), "b t n d -> b t (n d)"))
+
+
+def _attend(q: Array, k: Array, v: Array) -> Array:
+    if q.dtype != jnp.float64:
+        return jax.nn.dot_product_attention(q, k, v)
+    # jax.nn takes the softmax in float32 even of float64 logits.
+    logits = jnp.einsum("btnd,bsnd->bnts", q / math.sqrt(q.shape[-1]), k)
+    return jnp.einsum("bnts,bsnd->btnd", jax.nn.softmax(logits), v)
