@@ -1,0 +1,73 @@
+"""The code that the README shows runs as it stands there."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from laws.registry import MIXTURE
+
+from genlib import losses, metrics, noise, prediction, samplers
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def test_the_opening_trains_and_samples():
+    keys = jax.random.split(jax.random.key(0), 400)
+    scope = {
+        "batches": [MIXTURE.sample(key, 256) for key in keys],
+        "x_T": noise.prior(jax.random.key(1), noise.Cosine(), (1024, 2)),
+    }
+    exec(PYTHON[0], scope)
+    truth = MIXTURE.sample(jax.random.key(2), 1024)
+    distance = metrics.sliced_wasserstein(jax.random.key(3), scope["x"], truth)
+    start = metrics.sliced_wasserstein(jax.random.key(3), scope["x_T"], truth)
+    assert scope["x"].shape == (1024, 2)
+    assert distance < 0.3 * start
+
+
+@pytest.fixture(scope="module")
+def own():
+    scope = {}
+    exec(PYTHON[1], scope)
+    return scope
+
+
+def test_own_path_kind_weight_and_solver_work_with_everything(own, key):
+    path, kind = own["Power"](), own["Noisy"]()
+    exact = MIXTURE.denoiser(path)
+
+    def network(x_t, t):
+        return prediction.convert(path, exact(x_t, t), x_t, t, prediction.X0, kind)
+
+    denoise = prediction.denoiser(network, path, kind)
+    times = samplers.uniform_log_snr(path, 40, sigma_min=0.05)
+    x_T = noise.prior(key, path, (4096, 2), t=times[0])
+    truth = MIXTURE.sample(jax.random.key(2), 4096)
+    for solver in (own["exponential_euler"](), samplers.dpmpp_2m(), samplers.heun()):
+        x = samplers.sample(solver, denoise, path, times, x_T)
+        assert metrics.sliced_wasserstein(jax.random.key(3), x, truth) < 0.1
+    loss = losses.denoising(
+        key, network, path, truth, kind=kind, weight=own["soft_min_snr"]
+    )
+    assert jnp.isfinite(loss).all()
+
+
+def test_own_solver_is_ddim(own):
+    path, x = noise.EDM(), jnp.full((2, 2), 80.0)
+    times = samplers.karras(path, 9)
+    get = lambda solver: samplers.sample(solver, MIXTURE.denoiser(path), path, times, x)
+    np.testing.assert_array_equal(get(own["exponential_euler"]()), get(samplers.ddim()))
+
+
+def test_every_public_name_of_a_room_is_in_the_table_of_rooms():
+    for room in (noise, prediction, losses, samplers, metrics):
+        name = room.__name__
+        line = next(
+            row for row in README.splitlines() if row.startswith(f"| `{name}`")
+        )
+        for word in re.findall(r"`(\w+)", line)[1:]:
+            assert hasattr(room, word), f"{name}.{word}"
