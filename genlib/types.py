@@ -68,7 +68,7 @@ def compute_dtype(dtype: Any) -> Any:
     >>> jnp.dtype(compute_dtype(jnp.bfloat16)).name
     'float32'
     """
-    return jnp.promote_types(dtype, jnp.float32)
+    return jax.dtypes.canonicalize_dtype(jnp.promote_types(dtype, jnp.float32))
 
 
 def float_array(x: ArrayLike) -> Array:

@@ -96,9 +96,14 @@ def imported(folder: str) -> set[str]:
 
 def test_every_import_is_declared() -> None:
     base = names(PROJECT["dependencies"])
-    extra = names(PROJECT["optional-dependencies"]["experiments"])
+    extra, bench = (
+        names(PROJECT["optional-dependencies"][name])
+        for name in ("experiments", "bench")
+    )
     assert imported("genlib") <= base
-    assert imported("experiments") <= base | extra
+    benchmarks = imported("experiments/benchmarks")
+    assert imported("experiments") - benchmarks <= base | extra
+    assert benchmarks <= base | extra | bench
 
 
 def test_only_lower_bounds() -> None:

@@ -66,8 +66,6 @@ def test_own_solver_is_ddim(own):
 def test_every_public_name_of_a_room_is_in_the_table_of_rooms():
     for room in (noise, prediction, losses, samplers, metrics):
         name = room.__name__
-        line = next(
-            row for row in README.splitlines() if row.startswith(f"| `{name}`")
-        )
+        line = next(row for row in README.splitlines() if row.startswith(f"| `{name}`"))
         for word in re.findall(r"`(\w+)", line)[1:]:
             assert hasattr(room, word), f"{name}.{word}"

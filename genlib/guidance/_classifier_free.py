@@ -1,6 +1,6 @@
 """Classifier-free guidance."""
 
-from genlib.types import Array, Denoiser, Scalar, expand_like
+from genlib.types import Array, ArrayLike, Denoiser, Scalar, expand_like
 
 
 def classifier_free(
@@ -31,7 +31,9 @@ def classifier_free(
         difference = conditional(x_t, t) - without
         return (without + expand_like(scale, x_t) * difference).astype(x_t.dtype)
 
-    check_start = getattr(conditional, "check_start", None)
-    if check_start is not None:
-        denoise.check_start = check_start
+    def check_start(t: ArrayLike) -> None:
+        for model in (conditional, unconditional):
+            getattr(model, "check_start", lambda t: None)(t)
+
+    denoise.check_start = check_start
     return denoise

@@ -57,6 +57,7 @@ def denoising(
         raise ValueError(
             f"x_0 must be floating data [B, ...]; it is {x_0.dtype}{list(x_0.shape)}"
         )
+    x_0 = jnp.asarray(x_0, jax.dtypes.canonicalize_dtype(x_0.dtype))
     key_time, key_noise = jax.random.split(key)
     dtype = compute_dtype(x_0.dtype)
     t = times(key_time, path, x_0.shape[0], dtype)

@@ -25,8 +25,8 @@ def on_x0(weight: Callable[[Array], Array]) -> Weight:
     """Make a loss weight from a weight of the squared x_0 error.
 
     weight_output = weight(log_snr) (sigma scale / det)^2 for the linear form of the
-    kind. At an end of the path where one factor is 0 and the other infinite, the result
-    is the limit from inside.
+    kind. At the very ends of the path, where one factor can be 0 and the other
+    infinite, it is evaluated 1e-12 of the path inside.
 
     Args:
       weight: maps the log-SNR to the weight of |x_0_hat - x_0|^2, both of any shape.

@@ -5,8 +5,21 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from genlib.types import Array, ArrayLike, Scalar, concrete, float_array
+
+
+def safe_sqrt(x: Array) -> Array:
+    """Square root with derivative 0 at 0, so that gradients stay finite there."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
+
+
+def safe_log(x: Array) -> Array:
+    """Logarithm, -inf with derivative 0 at 0, so that gradients stay finite there."""
+    positive = x > 0
+    return jnp.where(positive, jnp.log(jnp.where(positive, x, 1.0)), -jnp.inf)
 
 
 class Marginal(NamedTuple):
@@ -47,7 +60,7 @@ class Path(abc.ABC):
     def log_snr(self, t: ArrayLike) -> Array:
         """Return log(alpha^2 / sigma^2); +inf where sigma = 0, -inf where alpha = 0."""
         alpha, sigma = self(t)
-        return 2.0 * (jnp.log(alpha) - jnp.log(sigma))
+        return 2.0 * (safe_log(alpha) - safe_log(sigma))
 
     def time_at(self, log_snr: ArrayLike) -> Array:
         """Return the time of a log-SNR, by bisection to the last bit."""
@@ -62,7 +75,13 @@ class Path(abc.ABC):
             return jnp.where(early, middle, low), jnp.where(early, high, middle)
 
         low, high = jax.lax.fori_loop(0, 80, halve, (low, high))
-        return 0.5 * (low + high)
+        t = jax.lax.stop_gradient(0.5 * (low + high))
+        # Bisection has no derivative. This Newton step has the right one and no value.
+        _, slope = jax.jvp(self.log_snr, (t,), (jnp.ones_like(t),))
+        miss = self.log_snr(t) - log_snr
+        step = (miss - jax.lax.stop_gradient(miss)) / jax.lax.stop_gradient(slope)
+        t = jnp.where(jnp.isfinite(miss), t - step, t)
+        return jnp.where(jnp.isnan(log_snr), jnp.nan, t)
 
 
 def log_snr(path: Path, t: ArrayLike) -> Array:
@@ -141,12 +160,14 @@ def check_time(path: Path, t: ArrayLike, name: str = "t") -> None:
     Traceback (most recent call last):
     ValueError: t must be within [0.0, 1.0] of Cosine; it is 1.5
     """
-    times, bounds = concrete(t), concrete(path.t_max)
-    if times is None or bounds is None:
+    times, end = concrete(t), concrete(path.t_max)
+    if times is None or end is None:
         return
-    wrong = ~((times >= path.t_min) & (times <= bounds))
+    # An end that is not a float32 number may have been rounded to one.
+    rounded = max(end, np.float32(end))
+    wrong = ~((times >= path.t_min) & (times <= rounded))
     if wrong.any():
         raise ValueError(
-            f"{name} must be within [{path.t_min}, {bounds}] of {type(path).__name__}; "
+            f"{name} must be within [{path.t_min}, {end}] of {type(path).__name__}; "
             f"it is {times[wrong].flat[0]}"
         )

@@ -6,14 +6,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from genlib.noise._path import Marginal, Path
+from genlib.noise._path import Marginal, Path, safe_log, safe_sqrt
 from genlib.types import Array, ArrayLike, Scalar, float_array
-
-
-def _sqrt(x: Array) -> Array:
-    """Square root whose derivative at 0 is 0, so that gradients stay finite there."""
-    positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
 
 
 @jax.tree_util.register_dataclass
@@ -38,17 +32,19 @@ class VPLinear(Path):
     def __call__(self, t: ArrayLike) -> Marginal:
         decay = self._integrated_beta(float_array(t))
         # 1 - alpha**2 would lose every digit near t = 0 in float32.
-        return Marginal(jnp.exp(-0.5 * decay), _sqrt(-jnp.expm1(-decay)))
+        return Marginal(jnp.exp(-0.5 * decay), safe_sqrt(-jnp.expm1(-decay)))
 
     def log_snr(self, t: ArrayLike) -> Array:
         decay = self._integrated_beta(float_array(t))
-        return -decay - jnp.log(-jnp.expm1(-decay))
+        return -decay - safe_log(-jnp.expm1(-decay))
 
     def time_at(self, log_snr: ArrayLike) -> Array:
         decay = jax.nn.softplus(-float_array(log_snr))
         slope = self.beta_max - self.beta_min
-        root = jnp.sqrt(self.beta_min**2 + 2.0 * slope * decay)
-        return 2.0 * decay / (self.beta_min + root)
+        root = safe_sqrt(self.beta_min**2 + 2.0 * slope * decay)
+        speed = self.beta_min + root
+        t = 2.0 * decay / jnp.where(speed > 0, speed, 1.0)
+        return jnp.where(jnp.isposinf(decay), jnp.inf, t)
 
 
 @jax.tree_util.register_dataclass
@@ -90,7 +86,7 @@ class Rectified(Path):
 
     def log_snr(self, t: ArrayLike) -> Array:
         t = float_array(t)
-        return 2.0 * (jnp.log1p(-t) - jnp.log(t))
+        return 2.0 * (safe_log(1 - t) - safe_log(t))
 
     def time_at(self, log_snr: ArrayLike) -> Array:
         return jax.nn.sigmoid(-0.5 * float_array(log_snr))
@@ -150,7 +146,7 @@ class EDM(Path):
         return Marginal(jnp.ones_like(t), t)
 
     def log_snr(self, t: ArrayLike) -> Array:
-        return -2.0 * jnp.log(float_array(t))
+        return -2.0 * safe_log(float_array(t))
 
     def time_at(self, log_snr: ArrayLike) -> Array:
         return jnp.exp(-0.5 * float_array(log_snr))

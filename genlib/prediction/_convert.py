@@ -99,7 +99,7 @@ def convert(
         raise ValueError(
             f"value must have the shape {x_t.shape} of x_t; it is {value.shape}"
         )
-    if source is target:
+    if source == target:
         return value.astype(x_t.dtype)
     marginal, rate = marginal_and_rate(path, t)
     p, q = source(marginal, rate), target(marginal, rate)
@@ -162,7 +162,7 @@ def denoiser(
     def check_start(t: ArrayLike) -> None:
         if not is_concrete(path, t):
             return
-        with jax.ensure_compile_time_eval():
+        with jax.transfer_guard("allow"), jax.ensure_compile_time_eval():
             marginal, rate = marginal_and_rate(path, t)
             lost = _determinant(kind(marginal, rate), marginal) == 0
             lost = lost & (marginal.sigma != 0)
@@ -176,7 +176,8 @@ def retime(denoise: Denoiser, source: Path, target: Path) -> Denoiser:
     """Use a denoiser trained on one path on another, by matching log-SNR.
 
     D_target(x, t) = D_source(c x, s) with log_snr_source(s) = log_snr_target(t), where
-    c = |(alpha_s, sigma_s)| / |(alpha_t, sigma_t)| (arXiv:2206.00364, app. C).
+    c = |(alpha_s, sigma_s)| / |(alpha_t, sigma_t)| (arXiv:2206.00364, app. C). Beyond
+    the noise levels of `source`, its own end stands in.
 
     Args:
       denoise: a denoiser on `source`.
@@ -192,9 +193,18 @@ def retime(denoise: Denoiser, source: Path, target: Path) -> Denoiser:
     0.7071
     """
 
+    def time_on_source(t: Array) -> Array:
+        # Where the target goes further than the source, the source's end stands in.
+        ends = (
+            source.log_snr(jnp.asarray(source.t_max, t.dtype)),
+            source.log_snr(jnp.asarray(source.t_min, t.dtype)),
+        )
+        s = source.time_at(jnp.clip(target.log_snr(t), *ends))
+        return jnp.clip(s, source.t_min, source.t_max)
+
     def denoise_on_target(x_t: Array, t: ArrayLike) -> Array:
         t = float_array(t)
-        s = source.time_at(target.log_snr(t))
+        s = time_on_source(t)
         scale = jnp.hypot(*source(s)) / jnp.hypot(*target(t))
         return denoise((expand_like(scale, x_t) * x_t).astype(x_t.dtype), s)
 
@@ -202,9 +212,9 @@ def retime(denoise: Denoiser, source: Path, target: Path) -> Denoiser:
     if check is not None:
 
         def check_start(t: ArrayLike) -> None:
-            with jax.ensure_compile_time_eval():
-                s = source.time_at(target.log_snr(float_array(t)))
-            check(s)
+            if is_concrete(source, target, t):
+                with jax.transfer_guard("allow"), jax.ensure_compile_time_eval():
+                    check(time_on_source(float_array(t)))
 
         denoise_on_target.check_start = check_start
     return denoise_on_target

@@ -45,6 +45,12 @@ class Prediction(abc.ABC):
         """Return what the network sees in place of (x_t, t)."""
         return x_t, t
 
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
     def __repr__(self) -> str:
         return type(self).__name__.removeprefix("_").upper()
 
@@ -75,7 +81,7 @@ class _Velocity(Prediction):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class EDM(Prediction):
     """EDM's preconditioned network F, for any path (arXiv:2206.00364, Table 1).
 
@@ -107,6 +113,11 @@ class EDM(Prediction):
         log_noise = jnp.log(sigma) - jnp.log(alpha)
         norm = expand_like(self._norm(marginal), x_t)
         return (x_t / norm).astype(x_t.dtype), jnp.clip(log_noise, -20, 20) / 4
+
+    def __eq__(self, other: object) -> bool:
+        return self is other  # settings may be traced, and have no truth value
+
+    __hash__ = Prediction.__hash__
 
     def _norm(self, marginal: Marginal) -> Array:
         return jnp.hypot(marginal.sigma, marginal.alpha * self.sigma_data)

@@ -97,7 +97,8 @@ def dpmpp_2m(
     With h = (log_snr_s - log_snr_t) / 2, r = h_previous / h and the last two
     predictions x_0, x_0':
     x_s = (sigma_s / sigma_t) x_t + alpha_s (1 - e^-h) (x_0 + (x_0 - x_0') / (2 r)).
-    The first step, a step from alpha = 0 and a step to sigma = 0 are of first order.
+    The first step, the one after a start at alpha = 0 and a step to sigma = 0 (all next
+    to an infinite log-SNR) are of first order.
 
     Args:
       solver_type: "midpoint" as above, or "heun", which weighs (x_0 - x_0') / r by

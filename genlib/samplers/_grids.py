@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -67,7 +68,8 @@ def uniform_log_snr(
     >>> uniform_log_snr(noise.EDM(), 4, sigma_min=0.01, sigma_max=10.0).round(4)
     array([10.  ,  1.  ,  0.1 ,  0.01,  0.  ])
     """
-    warp = np.log, np.exp
+    xp = namespace(*jax.tree.leaves((path, sigma_min, sigma_max)))
+    warp = xp.log, xp.exp
     return _warped(path, steps, sigma_min, sigma_max, to_zero, warp)
 
 
@@ -75,7 +77,7 @@ def karras(
     path: Path,
     steps: int,
     *,
-    rho: float = 7.0,
+    rho: Scalar = 7.0,
     sigma_min: Scalar | None = None,
     sigma_max: Scalar | None = None,
     to_zero: bool = True,
@@ -107,7 +109,7 @@ def karras(
     [80.0, 17.528, 2.515, 0.17, 0.002, 0.0]
     """
     warp = lambda s: s ** (1.0 / rho), lambda u: u**rho
-    return _warped(path, steps, sigma_min, sigma_max, to_zero, warp)
+    return _warped(path, steps, sigma_min, sigma_max, to_zero, warp, rho)
 
 
 def leading(
@@ -199,33 +201,40 @@ def _warped(
     sigma_max: Scalar | None,
     to_zero: bool,
     warp: tuple[Any, Any],
+    rho: Scalar | None = None,
 ) -> Any:
     """Return times whose warped sigma / alpha is equally spaced."""
     _check_steps(steps)
     table = tabulate(path, _ends(path))
-    xp = namespace(table.t, sigma_min, sigma_max)
+    xp = namespace(table.t, sigma_min, sigma_max, rho)
     with np.errstate(over="ignore"):
         most, least = xp.exp(-0.5 * table.log_snr)
     low = xp.maximum(least, _SIGMA_MIN) if sigma_min is None else sigma_min
     high = xp.minimum(most, _SIGMA_MAX) if sigma_max is None else sigma_max
-    if is_concrete(low, high, most, least):
-        slack = 1 + 1e-6  # settings given in float32 may round past the end
-        if not (
-            low > 0 and low < high and least <= low * slack and high <= most * slack
-        ):
-            raise ValueError(
-                f"sigma_min and sigma_max must satisfy {least:g} <= sigma_min < "
-                f"sigma_max <= {most:g} on {type(path).__name__}; "
-                f"they are {low} and {high}"
-            )
+    slack = 1 + 1e-6  # settings given in float32 may round past the end
+    known = is_concrete(low, high, most, least)
+    if known and not (0 < low < high and least <= low * slack and high <= most * slack):
+        raise ValueError(
+            f"sigma_min and sigma_max must satisfy {least:g} <= sigma_min < "
+            f"sigma_max <= {most:g} on {type(path).__name__}; they are {low} and {high}"
+        )
+    from_end = known and bool(high >= most / slack)
+    to_end = known and bool(low <= least * slack)
     # VE ends at its own sigma_min: no further step leads to the data.
-    append = to_zero and not (is_concrete(low, least) and low <= least)
+    append = to_zero and not to_end
     points = steps if append else steps + 1
     forward, backward = warp
     sigma = backward(xp.linspace(forward(high), forward(low), points))
     times = on_host(_times_at, path, -2.0 * xp.log(sigma))
-    times = xp.clip(times, table.t[1], table.t[0])
-    return xp.concatenate([times, table.t[1:]]) if append else times
+    times = [xp.clip(times, table.t[1], table.t[0])]
+    # The ends of the path exactly, not to a rounding of their log-SNR.
+    if from_end:
+        times = [table.t[:1], times[0][1:]]
+    if append:
+        times = [*times, table.t[1:]]
+    elif to_end:
+        times = [*times[:-1], times[-1][:-1], table.t[1:]]
+    return xp.concatenate(times)
 
 
 def _times_at(path: Path, log_snr: Any) -> Any:

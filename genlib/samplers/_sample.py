@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from genlib.noise import Path, check_time
-from genlib.types import Array, ArrayLike, Denoiser, Key, compute_dtype, concrete
+from genlib.types import (
+    Array,
+    ArrayLike,
+    Denoiser,
+    Key,
+    compute_dtype,
+    concrete,
+)
 
 Rows = dict[str, Any]
 
@@ -95,6 +102,7 @@ def sample(
         raise ValueError(
             f"x must be a floating batch [B, ...]; it is {x.dtype}{list(jnp.shape(x))}"
         )
+    x = jnp.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
     grid = check_times(path, times)
     check_start = getattr(denoise, "check_start", None)
     if check_start is not None:
@@ -154,6 +162,9 @@ def check_times(path: Path, times: ArrayLike) -> Any:
             f"its shape is {grid.shape}"
         )
     check_time(path, grid, "times")
+    end = concrete(path.t_max)
+    if values is not None and end is not None:
+        grid = np.minimum(grid, end)  # undo a rounding past the end
     if values is not None and not (np.diff(grid) < 0).all():
         raise ValueError(
             f"times must decrease, from noise to data; they are {values.tolist()}"
@@ -173,7 +184,7 @@ def _noise_source(
     index = jnp.arange(steps)
     if noise is not None:
         if callable(noise):
-            return index, lambda i: jnp.asarray(noise(i), dtype)
+            return index, lambda i: _like(noise(i), x, dtype)
         table = jnp.asarray(noise, dtype)
         if table.shape[1:] != x.shape or table.shape[0] < steps:
             raise ValueError(
@@ -196,6 +207,15 @@ def _noise_source(
         jax.random.fold_in(k, i), x.shape[1:], dtype
     )
     return index, lambda i: jax.vmap(draw_one, (0, None))(keys, i)
+
+
+def _like(noise: Any, x: Array, dtype: Any) -> Array:
+    if jnp.shape(noise) != x.shape:
+        raise ValueError(
+            f"noise must return the shape {x.shape} of x; it returned "
+            f"{jnp.shape(noise)}"
+        )
+    return jnp.asarray(noise, dtype)
 
 
 def _fold(key: Key, indices: Array) -> Key:

@@ -52,7 +52,9 @@ def on_host(function: Callable[[Path, Any], Any], path: Path, x: Any) -> Any:
     """Return `function(path, x)` in float64 NumPy if path and x are concrete."""
     if not is_concrete(path, x):
         return function(path, float_array(x))
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+    # The transfers are of a few numbers, once, before anything runs on the device.
+    allowed = jax.transfer_guard("allow")
+    with allowed, jax.ensure_compile_time_eval(), jax.enable_x64(True):
         # Arrays first: a float64 NumPy leaf can reach a compiled program as float32.
         path, x = jax.tree.map(jnp.asarray, (path, np.asarray(x, np.float64)))
         # One small compiled program; eager operations would be compiled one by one.

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from genlib import tree
@@ -58,8 +59,8 @@ def make_step(
       clip_norm: largest global gradient norm, applied after accumulation; None for
         none.
       nonfinite: "skip" leaves parameters, average and optimizer bit-identical where the
-        loss or the gradient norm is not finite (`step` still advances, so that the next
-        step has another key); "apply" does not look.
+        loss or the gradient norm is not finite in float32 (`step` still advances, so
+        that the next step has another key); "apply" does not look.
 
     Returns:
       The step. Its metrics are device scalars: `loss` and the aux means, `weight`,
@@ -213,11 +214,11 @@ def _scalar(name: str, value: Any) -> Array:
 
 
 def _check_settings(ema: Any, accumulate: Any, clip_norm: Any, nonfinite: Any) -> None:
-    if isinstance(ema, (int, float)) and not 0 <= ema < 1:
+    if isinstance(ema, (int, float, np.number)) and not 0 <= ema < 1:
         raise ValueError(f"ema must be in [0, 1); it is {ema}")
-    if not isinstance(accumulate, int) or accumulate < 1:
+    if not isinstance(accumulate, (int, np.integer)) or accumulate < 1:
         raise ValueError(f"accumulate must be an integer >= 1; it is {accumulate}")
-    if isinstance(clip_norm, (int, float)) and not clip_norm > 0:
+    if isinstance(clip_norm, (int, float, np.number)) and not clip_norm > 0:
         raise ValueError(f"clip_norm must be positive; it is {clip_norm}")
     if nonfinite not in ("skip", "apply"):
         raise ValueError(f'nonfinite must be "skip" or "apply"; it is {nonfinite!r}')

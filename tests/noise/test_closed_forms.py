@@ -127,3 +127,42 @@ def test_sweeping_betas_traces_once():
     values = [sigma(b, 0.5).item() for b in (5.0, 10.0, 20.0)]
     assert count == 1
     assert values == sorted(values)
+
+
+def test_bisection_has_the_derivative_of_the_inverse(x64):
+    class Power(noise.Path):
+        def __call__(self, t):
+            return noise.Marginal(1 - t, t**3)
+
+    path = Power()
+    t = 0.3
+    slope = jax.grad(path.log_snr)(t)
+    inverse = jax.grad(path.time_at)(path.log_snr(t))
+    np.testing.assert_allclose(inverse, 1 / slope, rtol=1e-8)
+    assert jnp.isnan(noise.time_at(path, jnp.nan))
+
+
+@pytest.mark.parametrize("path", [noise.VPLinear(), noise.Rectified(), noise.EDM()])
+def test_gradients_through_log_snr_at_the_data_end_are_finite(path):
+    x = jnp.ones((1, 1))
+    losses = [
+        lambda p: noise.posterior(p, x, x, 0.0, 0.5).mean.sum(),
+        lambda p: noise.transition(p, 0.0, 0.5).sigma,
+    ]
+    for loss in losses:
+        gradient = jax.grad(loss)(jax.tree.map(jnp.asarray, path))
+        assert all(jnp.isfinite(g) for g in jax.tree.leaves(gradient))
+
+
+def test_corner_settings_of_vp():
+    assert np.isfinite(noise.time_at(noise.VPLinear(1.0, 0.0), [0.0, 5.0, 50.0])).all()
+    assert np.isfinite(noise.time_at(noise.VPLinear(0.0, 20.0), [0.0, 90.0])).all()
+    assert noise.time_at(noise.VPLinear(), -jnp.inf) == jnp.inf
+
+
+def test_an_end_rounded_to_float32_is_within_the_path():
+    x = jnp.ones((1, 1))
+    for end in (0.1, 14.6):
+        noise.perturb(noise.EDM(end), x, x, jnp.float32(end))
+        with pytest.raises(ValueError, match="t must be within"):
+            noise.perturb(noise.EDM(end), x, x, jnp.float32(end * 1.001))

@@ -1,10 +1,12 @@
 """Numbers and corners of predictions."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from laws.registry import GOLDEN, KINDS, ZERO_SNR_BETAS, each
+from laws.registry import GOLDEN, KINDS, MIXTURE, ZERO_SNR_BETAS, each
 
 from genlib import guidance, noise, prediction, samplers
 
@@ -116,3 +118,36 @@ def test_bad_shapes(kind):
         prediction.denoiser(lambda x, t: x[..., :1], path, kind)(x, 0.5)
     with pytest.raises(ValueError, match="t must be a scalar"):
         prediction.denoiser(lambda x, t: x, path, kind)(x, jnp.ones(3) / 2)
+
+
+@pytest.mark.parametrize("source", [noise.EDM(), noise.VE(), noise.VPLinear()])
+@pytest.mark.parametrize("target", [noise.Cosine(), noise.Rectified()])
+def test_retimed_denoiser_samples_like_a_native_one(source, target):
+    """Also from alpha = 0, where the source has no such noise level."""
+    moved = prediction.retime(MIXTURE.denoiser(source), source, target)
+    x, times = jnp.array([[0.3, -1.2]]), samplers.uniform(target, 10)
+    got, want = (
+        samplers.sample(samplers.ddim(), denoise, target, times, x)
+        for denoise in (moved, MIXTURE.denoiser(target))
+    )
+    np.testing.assert_allclose(got, want, rtol=5e-3, atol=5e-3)
+    assert jnp.isfinite(moved(x, 0.0)).all()
+
+
+def test_guidance_checks_both_of_its_models():
+    path, x = noise.Rectified(), jnp.ones((2, 2))
+    blind = prediction.denoiser(lambda x, t: x, path, prediction.EPS)
+    for pair in ((blind, lambda x, t: x), (lambda x, t: x, blind)):
+        guided = guidance.classifier_free(*pair, 2.0)
+        with pytest.raises(ValueError, match="X0 is not determined by"):
+            samplers.sample(samplers.ddim(), guided, path, [1.0, 0.5], x)
+
+
+def test_kinds_are_equal_after_copying():
+    kind = copy.deepcopy(prediction.SCORE)
+    assert kind == prediction.SCORE
+    assert kind != prediction.EPS
+    assert hash(kind) == hash(prediction.SCORE)
+    x, path = jnp.ones((1, 1)), noise.Rectified()
+    got = prediction.convert(path, 2 * x, x, 0.0, kind, prediction.SCORE)
+    assert got == 2

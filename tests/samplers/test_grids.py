@@ -90,3 +90,14 @@ def test_bad_steps(grid, steps):
 def test_bad_settings(call):
     with pytest.raises(ValueError, match="must"):
         call()
+
+
+@pytest.mark.parametrize("sigma_min", np.geomspace(0.011, 0.9, 12))
+def test_ve_grids_end_once_at_its_own_smallest_noise(sigma_min):
+    path = noise.VE(sigma_min, 50.0)
+    for grid in (samplers.karras, samplers.uniform_log_snr):
+        times = grid(path, 5, sigma_min=sigma_min)
+        assert times.shape == (6,)
+        assert times[0] == 1
+        assert times[-1] == 0
+        assert np.diff(times).max() < -1e-3

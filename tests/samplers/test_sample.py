@@ -194,3 +194,41 @@ def test_bad_arguments(x, kwargs, message):
 def test_bad_settings(call):
     with pytest.raises(ValueError, match="must be"):
         call()
+
+
+def test_float32_grids_may_round_past_the_end():
+    path = noise.EDM(14.6)
+    times = np.linspace(np.float32(path.t_max), 0, 4)
+    x = samplers.sample(
+        samplers.euler(), lambda x, t: 0 * x, path, times, jnp.ones((1, 1))
+    )
+    assert x == 0
+
+
+@pytest.mark.parametrize("solver", [samplers.euler(), samplers.heun()])
+def test_solvers_in_time_start_at_zero_terminal_snr(solver):
+    """A finite slope at alpha = 0, with data that is not centred."""
+    path = noise.DiscreteBetas(np.append(np.linspace(1e-4, 0.02, 999), 1.0))
+    denoise = lambda x, t: jnp.broadcast_to(jnp.array([[1.0, 2.0]]), x.shape)
+    x = samplers.sample(
+        solver, denoise, path, samplers.uniform(path, 50), jnp.ones((3, 2))
+    )
+    # Their own error of the first order is 2 %; an infinite slope would give 1e4.
+    np.testing.assert_allclose(x, [[1.0, 2.0]] * 3, rtol=0.03)
+
+
+def test_runs_under_a_transfer_guard(key):
+    x = jnp.ones((2, 2))
+    step = jax.jit(lambda x, key: run(samplers.ddpm(), x, key))
+    with jax.transfer_guard("disallow"):
+        assert jnp.isfinite(step(x, key)).all()
+
+
+def test_double_numpy_data_becomes_the_default_float():
+    x = run(samplers.heun(), np.ones((2, 2)))
+    assert x.dtype == jnp.float32
+
+
+def test_noise_of_a_function_must_have_the_shape_of_x():
+    with pytest.raises(ValueError, match="noise must return the shape"):
+        run(samplers.ddpm(), jnp.ones((2, 2)), noise=lambda i: jnp.ones(2))

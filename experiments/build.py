@@ -1,0 +1,205 @@
+"""The pieces of an experiment, each built from its entries of a config.
+
+| function                                 | what it builds                           |
+|------------------------------------------|------------------------------------------|
+| `process(config)`                        | path, kind, weight and times of the loss |
+| `network(config, shape, num_classes)`    | parameters and a pure `apply`            |
+| `optimizer(config)`                      | Adam with warm-up and cosine decay       |
+| `loss_function(config, apply, classes)`  | the `loss_fn` of `train.make_step`       |
+| `sampler(config, apply, shape, classes)` | a compiled draw of labelled samples      |
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from experiments._spec import part
+from genlib import guidance, losses, nn, noise, prediction, samplers, train
+from genlib.types import Array, Key
+
+PATHS = ("VPLinear", "Cosine", "Rectified", "VE", "EDM")
+KINDS = ("X0", "EPS", "V", "SCORE", "VELOCITY", "EDM")
+WEIGHTS = ("unit", "snr", "edm", "min_snr")
+TIMES = ("uniform", "stratified", "log_normal_sigma", "logit_normal")
+NETWORKS = ("MLP", "UNet", "DiT")
+SOLVERS = ("ddim", "ddpm", "euler", "heun", "midpoint", "ralston", "dpmpp_2m")
+GRIDS = ("uniform", "uniform_log_snr", "karras")
+
+Config = Any  # a ConfigDict: no type checker knows its entries
+Apply = Callable[..., Array]
+
+
+class Process(NamedTuple):
+    """Hold what the network is trained on: a path, a target and how to weigh it."""
+
+    path: noise.Path
+    kind: prediction.Prediction
+    weight: losses.Weight
+    times: losses.TimeSampler
+
+
+class Sampler(NamedTuple):
+    """Hold a draw of samples and what it costs.
+
+    draw: `(key, params, labels [N]) -> [N, H, W, C]`, NumPy in, NumPy out.
+    nfe: calls of the denoiser for every sample. Guidance calls the network twice.
+    """
+
+    draw: Callable[[Key, Any, np.ndarray], np.ndarray]
+    nfe: int
+
+
+def process(config: Config) -> Process:
+    """Build path, kind, weight and times.
+
+    Raises:
+      ValueError: if an entry names no part, or settings that it does not have.
+    """
+    return Process(
+        path=part("path", config.path, noise, PATHS),
+        kind=part("kind", config.kind, prediction, KINDS),
+        weight=part("weight", config.weight, losses, WEIGHTS),
+        times=part("times", config.times, losses, TIMES),
+    )
+
+
+def network(
+    config: Config, shape: tuple[int, ...], num_classes: int
+) -> tuple[Any, Apply]:
+    """Build a new network for images of a shape [H, W, C], from `config.seed`.
+
+    Raises:
+      ValueError: if `config.model` names no network, or one that cannot be built.
+    """
+    given: dict[str, Any] = {"num_classes": num_classes, "rngs": nnx.Rngs(config.seed)}
+    if config.model.startswith("MLP"):
+        given["in_features"] = math.prod(shape)
+    else:
+        given["in_channels"] = shape[-1]
+    return nn.from_nnx(part("model", config.model, nn, NETWORKS, **given))
+
+
+def optimizer(config: Config) -> optax.GradientTransformation:
+    """Build AdamW: the rate rises over `warmup` steps and falls to 0 at `steps`."""
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, config.warmup, max(config.steps, config.warmup + 1)
+    )
+    return optax.adamw(rate, b2=0.99, weight_decay=config.weight_decay)
+
+
+def loss_function(config: Config, apply: Apply, num_classes: int) -> train.LossFn:
+    """Build the denoising loss of a class-conditional network.
+
+    Some labels become the null class, so that the same network is the unconditional
+    model that guidance needs; dropout is on.
+    """
+    path, kind, weight, times = process(config)
+
+    def loss_fn(params: Any, batch: Any, key: Key) -> tuple[Array, int, dict]:
+        key_labels, key_dropout, key_loss = jax.random.split(key, 3)
+        labels = nn.drop_labels(
+            key_labels, batch["label"], config.drop_labels, num_classes
+        )
+        predict = lambda x, t: apply(params, x, t, labels, key_dropout)
+        loss = losses.denoising(
+            key_loss,
+            predict,
+            path,
+            batch["image"],
+            kind=kind,
+            weight=weight,
+            times=times,
+        )
+        return loss.sum(), loss.size, {}
+
+    return loss_fn
+
+
+def sampler(
+    config: Config,
+    apply: Apply,
+    shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    solver: str | None = None,
+    nfe: int | None = None,
+    **changes: Any,
+) -> Sampler:
+    """Build a draw of samples, as `config.sampling` says but for the changes.
+
+    Args:
+      config: with the entries `sampling.solver`, `grid`, `steps`, `guidance`, `batch`.
+      apply: the network.
+      shape: of an image, [H, W, C].
+      num_classes: classes of the network, without the null class.
+      solver: instead of `config.sampling.solver`.
+      nfe: take the largest number of steps that costs no more.
+      **changes: instead of other entries of `config.sampling`.
+
+    Raises:
+      ValueError: if an entry names no part or is out of range, or guidance is asked of
+        a network that never saw the null class.
+    """
+    settings = {**config.sampling, **changes}
+    guided = settings["guidance"] != 1
+    if guided and config.drop_labels == 0:
+        raise ValueError(
+            "guidance must be 1 for a network that was trained without drop_labels, "
+            f"got {settings['guidance']}"
+        )
+    if not math.isfinite(settings["guidance"]) or settings["batch"] < 1:
+        raise ValueError(
+            "guidance must be finite and batch at least 1, got "
+            f"{settings['guidance']} and {settings['batch']}"
+        )
+    path, kind = process(config)[:2]
+    step = part("solver", _called(solver or settings["solver"]), samplers, SOLVERS)
+    grid = lambda count: part(
+        "grid", _called(settings["grid"]), samplers, GRIDS, path=path, steps=count
+    )
+    cost = lambda count: samplers.nfe(step, path, grid(count))
+    steps = settings["steps"]
+    if nfe is not None:
+        first, both = cost(1), cost(2)  # the last step of Heun is cheaper
+        steps = 1 + max(0, (nfe - first) // (both - first))
+    times = grid(steps)
+
+    @jax.jit
+    def draw(key: Key, params: Any, labels: Array) -> Array:
+        key_start, key_steps = jax.random.split(key)
+        x = noise.prior(key_start, path, (len(labels), *shape), t=times[0])
+
+        def denoiser(labels: Array):
+            predict = lambda x, t: apply(params, x, t, labels)
+            return prediction.denoiser(predict, path, kind)
+
+        denoise = denoiser(labels)
+        if guided:
+            null = jnp.full_like(labels, num_classes)
+            denoise = guidance.classifier_free(
+                denoise, denoiser(null), settings["guidance"]
+            )
+        noisy = key_steps if step.stochastic else None
+        return samplers.sample(step, denoise, path, times, x, noisy)
+
+    def draw_all(key: Key, params: Any, labels: np.ndarray) -> np.ndarray:
+        size = min(settings["batch"], len(labels))
+        count = -(-len(labels) // size)
+        rows = np.resize(labels, (count, size))
+        images = [
+            np.asarray(draw(jax.random.fold_in(key, index), params, row))
+            for index, row in enumerate(rows)
+        ]
+        return np.concatenate(images)[: len(labels)]
+
+    return Sampler(draw_all, cost(steps))
+
+
+def _called(text: str) -> str:
+    return text if "(" in text else f"{text}()"

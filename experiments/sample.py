@@ -1,0 +1,115 @@
+"""Draw samples from a trained checkpoint: a PNG grid, one row for each class, and .npz.
+
+    python -m experiments.sample --workdir=runs/digits_edm
+    python -m experiments.sample --workdir=runs/digits_edm --classes=3,8 --steps=10 \\
+        --solver="ddim(eta=1.0)" --guidance=1.5 --seed=1 --out=eights
+
+What is not given is as in the config that the run was trained with. The .npz file holds
+`samples`, float32 [N, H, W, C] in about [-1, 1], and `labels`, int32 [N].
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import build, plots
+from experiments._cli import one_line_errors, say
+from genlib import train
+
+
+class Trained(NamedTuple):
+    """Hold what a run left: its config, the EMA parameters and what they are for."""
+
+    config: build.Config
+    params: Any
+    apply: build.Apply
+    shape: tuple[int, ...]
+    num_classes: int
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw and write what the arguments say."""
+    given = parser().parse_args(argv)
+    with one_line_errors(given.traceback):
+        draw(given)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    line = argparse.ArgumentParser(
+        prog="python -m experiments.sample", description=str(__doc__).partition("\n")[0]
+    )
+    add = line.add_argument
+    add("--workdir", type=Path, required=True, help="of experiments.train")
+    add("--solver", help="for instance heun or 'ddim(eta=1.0)'")
+    add("--grid", help="for instance 'karras(rho=7.0)'")
+    add("--steps", type=int, help="steps of the solver")
+    add("--guidance", type=float, help="1 is the conditional model")
+    add("--seed", type=int, default=0, help="of the samples")
+    add("--classes", help="numbers with commas between, by default all")
+    add("--per_class", type=int, default=8, help="samples of each class")
+    add("--out", help="prefix of the files, by default in the workdir")
+    add("--traceback", action="store_true", help="show where an error was raised")
+    return line
+
+
+def draw(given: argparse.Namespace) -> None:
+    """Draw samples and write them, or raise a ValueError before anything is written."""
+    config, params, apply, shape, num_classes = load(given.workdir)
+    labels = class_labels(given.classes, given.per_class, num_classes)
+    names = ("solver", "grid", "steps", "guidance")
+    changes = {name: getattr(given, name) for name in names}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    sampler = build.sampler(config, apply, shape, num_classes, **changes)
+    say(f"drawing {len(labels)} samples with {sampler.nfe} NFE")
+    images = sampler.draw(jax.random.key(given.seed), params, labels)
+    out = given.out or str(given.workdir / f"samples_seed{given.seed}")
+    rows = len(labels) // given.per_class
+    say(f"wrote {plots.grid(images, rows, given.per_class, f'{out}.png')}")
+    np.savez(f"{out}.npz", samples=images, labels=labels)
+    say(f"wrote {out}.npz")
+
+
+def load(workdir: Path) -> Trained:
+    """Restore a run: its config and the EMA parameters of its newest checkpoint.
+
+    Raises:
+      ValueError: if there is no checkpoint of `experiments.train`.
+    """
+    checkpoints = workdir / "checkpoints"
+    metadata = train.read_metadata(checkpoints)
+    if not {"config", "shape", "num_classes"} <= metadata.keys():
+        raise ValueError(f"workdir must be of experiments.train, got {workdir}")
+    config = ConfigDict(metadata["config"])
+    shape, num_classes = tuple(metadata["shape"]), metadata["num_classes"]
+    like, apply = build.network(config, shape, num_classes)
+    params = train.restore_params(checkpoints, like)
+    return Trained(config, params, apply, shape, num_classes)
+
+
+def class_labels(classes: str | None, per_class: int, num_classes: int) -> np.ndarray:
+    """Return each class of "0,3,8" (None for all) `per_class` times, int32.
+
+    Raises:
+      ValueError: if a class is not a number from 0 to num_classes - 1, or `per_class`
+        is not positive.
+    """
+    if per_class < 1:
+        raise ValueError(f"per_class must be at least 1, got {per_class}")
+    known = {str(label): label for label in range(num_classes)}
+    names = list(known) if classes is None else classes.split(",")
+    if wrong := [name for name in names if name not in known]:
+        raise ValueError(
+            f"classes must be numbers from 0 to {num_classes - 1}, got {wrong[0]!r}"
+        )
+    labels = np.array([known[name] for name in names], np.int32)
+    return labels.repeat(per_class)
+
+
+if __name__ == "__main__":
+    main()

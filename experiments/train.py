@@ -1,0 +1,159 @@
+"""Train a class-conditional diffusion or flow model on images, and measure it.
+
+    python -m experiments.train --config=digits_edm
+    python -m experiments.train --config=digits_edm:smoke --config.steps=20
+    python -m experiments.train --config=my_config.py --workdir=runs/mine
+
+A config is a name in `experiments/configs` or a file like those. Every entry can be
+changed on the command line. The working directory gets `metrics.jsonl`, checkpoints,
+`samples.png` (one row for each class), `table.md` and `results.json`. A run that was
+stopped, even killed, goes on from its last checkpoint when it is started again.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+
+from experiments import build, data, plots
+from experiments._cli import one_line_errors, parse, say
+from experiments.evaluate import evaluate
+from genlib import train
+
+CONFIG = config_flags.DEFINE_config_file("config", help_string="NAME or FILE[:smoke]")
+WORKDIR = flags.DEFINE_string("workdir", None, "by default runs/NAME")
+TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error was raised")
+
+# A run may be continued with other values of these; all others make another run.
+FREE = ("steps", "log_every", "save_every", "tensorboard", "sampling", "evaluation")
+
+
+def main(_: Sequence[str]) -> None:
+    """Train and evaluate what the flags say."""
+    with one_line_errors(TRACEBACK.value):
+        if CONFIG.value is None:
+            raise ValueError("config must be given, for instance --config=digits_edm")
+        workdir = Path(WORKDIR.value or Path("runs") / CONFIG.value.name)
+        train_and_evaluate(CONFIG.value, workdir)
+
+
+def train_and_evaluate(config: build.Config, workdir: Path) -> None:
+    """Do the whole experiment in a working directory, or what is left of it.
+
+    Raises:
+      ValueError: if the config, the data or the working directory cannot be used; then
+        nothing in the working directory has been changed.
+    """
+    start = time.monotonic()
+    dataset = data.load(**config.data)
+    shape, num_classes = dataset.train.images.shape[1:], dataset.num_classes
+    say(f"{dataset.name}: {len(dataset.train.images)} images {shape} to train on")
+
+    params, apply = build.network(config, shape, num_classes)
+    loss_fn = build.loss_function(config, apply, num_classes)
+    draw = build.sampler(config, apply, shape, num_classes).draw
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    say(f"{config.model}: {count:,} parameters on {jax.device_count()} device(s)")
+
+    state = fit(config, workdir, dataset, params, loss_fn)
+    ema = jax.device_get(state.ema)
+    if jax.process_index() == 0:
+        say(f"trained after {time.monotonic() - start:.0f} s; drawing samples")
+        labels = np.repeat(np.arange(num_classes, dtype=np.int32), 10)
+        images = draw(jax.random.key(config.seed), ema, labels)
+        say(f"wrote {plots.grid(images, num_classes, 10, workdir / 'samples.png')}")
+        report(evaluate(config, dataset, apply, ema), workdir)
+        say(f"done in {time.monotonic() - start:.0f} s")
+
+
+def fit(
+    config: build.Config,
+    workdir: Path,
+    dataset: data.Dataset,
+    params: Any,
+    loss_fn: train.LossFn,
+) -> train.State:
+    """Train for `config.steps` steps, from the last checkpoint if there is one."""
+    metadata = {
+        "config": config.to_dict(),
+        "shape": dataset.train.images.shape[1:],
+        "num_classes": dataset.num_classes,
+    }
+    check_same_run(workdir / "checkpoints", metadata)
+    batches = data.batches(dataset, config.batch_size, config.seed, flip=config.flip)
+    tx, mesh = build.optimizer(config), train.make_mesh()
+    state = train.init(jax.random.key(config.seed), params, tx)
+    step = train.make_step(
+        loss_fn,
+        tx,
+        ema=config.ema,
+        clip_norm=config.clip_norm,
+        accumulate=config.accumulate,
+    )
+    writer = train.Metrics(workdir, tensorboard=config.tensorboard)
+    with train.Checkpointer(workdir / "checkpoints", metadata=metadata) as checkpointer:
+        if checkpointer.latest is not None:
+            say(f"resuming {workdir} after step {checkpointer.latest}")
+        state = train.fit(
+            train.jit_step(step, mesh),
+            train.replicate(state, mesh),
+            batches,
+            steps=config.steps,
+            mesh=mesh,
+            writer=writer,
+            log_every=config.log_every,
+            checkpointer=checkpointer,
+            save_every=config.save_every,
+        )
+    writer.close()
+    return state
+
+
+def check_same_run(checkpoints: Path, metadata: dict[str, Any]) -> None:
+    """Refuse to continue a run that another config began.
+
+    Raises:
+      ValueError: naming the first entry that differs.
+    """
+    if not any(path.name.isdigit() for path in checkpoints.glob("*")):
+        return
+    old, new = train.read_metadata(checkpoints), json.loads(json.dumps(metadata))
+    if old.keys() != new.keys():
+        raise ValueError(f"workdir must be of this experiment, got {checkpoints}")
+    # The same data may lie elsewhere today.
+    old, new = (
+        {**run["config"], "data": {**run["config"]["data"], "directory": ""}}
+        for run in (old, new)
+    )
+    for name in [*new, *(name for name in old if name not in new)]:
+        if name not in FREE and old.get(name) != new.get(name):
+            raise ValueError(
+                f"workdir must be new or of a run with the same config: in "
+                f"{checkpoints.parent} {name} is {old.get(name)!r}, now it is "
+                f"{new.get(name)!r}"
+            )
+
+
+def report(rows: list[dict[str, Any]], workdir: Path) -> None:
+    """Print and write the measurements."""
+    table = plots.table(rows)
+    (workdir / "table.md").write_text(table + "\n")
+    (workdir / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    say(f"\n{table}\n")
+    real, best = rows[0], min(rows[1:], key=lambda row: row["frechet"])
+    say(
+        f"Memorising? Median distance to the nearest training image: samples "
+        f"{best['nearest']:.3f} ({best['solver']}, {best['NFE']} NFE), held-out images "
+        f"{real['nearest']:.3f}. Nearer than the nearest 1 % of the held-out images: "
+        f"{best['copies']:.1%} of the samples."
+    )
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)
