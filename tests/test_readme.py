@@ -37,7 +37,7 @@ def own():
 
 
 def test_own_path_kind_weight_and_solver_work_with_everything(own, key):
-    path, kind = own["Power"](), own["Noisy"]()
+    path, kind = own["Bent"](), own["Noisy"]()
     exact = MIXTURE.denoiser(path)
 
     def network(x_t, t):

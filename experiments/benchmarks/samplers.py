@@ -8,8 +8,8 @@ what one would write for one solver, one path and one prediction. Where torch an
 diffusers are installed, their eager loops on the same network are timed as well.
 
 Medians, with the quartiles in brackets, over alternating repeats: load from elsewhere
-then falls on all candidates alike. Compile times are of a new process's first call of
-each program, tracing and planning included.
+then falls on all candidates alike. Compile times include planning and tracing; the
+first solver on a number of steps also compiles the float64 table of the path.
 """
 
 import importlib.util

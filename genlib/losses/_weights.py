@@ -28,6 +28,9 @@ def on_x0(weight: Callable[[Array], Array]) -> Weight:
     kind. At the very ends of the path, where one factor can be 0 and the other
     infinite, it is evaluated 1e-12 of the path inside.
 
+    A weight w of the eps error is `on_x0(lambda l: jnp.exp(l) * w(l))`, as eps errs by
+    alpha / sigma times as much.
+
     Args:
       weight: maps the log-SNR to the weight of |x_0_hat - x_0|^2, both of any shape.
 

@@ -81,7 +81,11 @@ class GaussianMixture:
         return jnp.sum(share[..., None] * component, axis=1)
 
     def denoiser(self, path: Path) -> Denoiser:
-        """Return the exact denoiser (x_t, t) -> E[x_0 | x_t] on a path."""
+        """Return the exact denoiser (x_t, t) -> E[x_0 | x_t] on a path.
+
+        `prediction.convert(path, denoise(x, t), x, t, prediction.X0, kind)` makes it
+        the exact network of any kind.
+        """
 
         def denoise(x_t: Array, t: ArrayLike) -> Array:
             dtype = jnp.promote_types(x_t.dtype, jnp.float32)

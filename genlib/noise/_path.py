@@ -36,6 +36,10 @@ class Path(abc.ABC):
     swept under one trace, with `__call__`; give `t_min`, `t_max` if the domain is not
     [0, 1], and closed forms of `log_snr` and `time_at` if there are any.
 
+    Start with `types.float_array(t)`, and write sigma without 1 - alpha^2, which
+    cancels near the data (sin beside cos, `sqrt(-expm1(x))` beside `exp(x / 2)`). Both
+    must be differentiable just inside the ends: velocities and `euler` use their rates.
+
     >>> import dataclasses
     >>> @jax.tree_util.register_dataclass
     ... @dataclasses.dataclass(frozen=True)
@@ -43,8 +47,9 @@ class Path(abc.ABC):
     ...     power: Scalar = 2.0
     ...
     ...     def __call__(self, t):
+    ...         t = float_array(t)
     ...         return Marginal(1 - t, t**self.power)
-    >>> Power()(jnp.float32(0.5))
+    >>> Power()(0.5)
     Marginal(alpha=Array(0.5, dtype=float32), sigma=Array(0.25, dtype=float32))
     >>> round(time_at(Power(), log_snr(Power(), 0.3)).item(), 5)
     0.3
@@ -104,7 +109,8 @@ def log_snr(path: Path, t: ArrayLike) -> Array:
 def time_at(path: Path, log_snr: ArrayLike) -> Array:
     """Return the time at which a path has the given log-SNR, the inverse of `log_snr`.
 
-    Closed forms continue past the ends of the path where the formula does.
+    Closed forms continue past the ends of the path where the formula does. It computes
+    in the ambient dtype; plans of solvers use `samplers.times_at`.
 
     Args:
       path: the forward process.

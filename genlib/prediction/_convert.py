@@ -149,9 +149,8 @@ def denoiser(
     def denoise(x_t: Array, t: ArrayLike) -> Array:
         t = float_array(t)
         expand_like(t, x_t)  # refuses times of the wrong shape
-        t = jnp.broadcast_to(t, x_t.shape[:1])
         x_in, t_in = kind.inputs(path(t), x_t, t)
-        value = predict(x_in, t_in)
+        value = predict(x_in, jnp.broadcast_to(t_in, x_t.shape[:1]))
         if value.shape != x_t.shape:
             raise ValueError(
                 f"predict must return the shape {x_t.shape} of its input; "

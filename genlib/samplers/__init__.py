@@ -23,8 +23,9 @@ others in log-SNR, where `ddim` is exact for a constant x_0.
 
 Grids are plain arrays from noise to data; any decreasing array of times is one.
 `nfe(solver, path, times)` counts the calls of the denoiser. A new solver is a `Solver`
-of a few lines: `plan` turns the `Table` of `tabulate` into coefficients (written
-against `namespace`, so that settings can be traced) and `step` adds arrays up.
+of a few lines: `plan` turns the `Table` of `tabulate` (or of `times_at`) into
+coefficients, written against `namespace` so that settings can be traced; `step` adds
+arrays up.
 """
 
 from genlib.samplers._exponential import ddim, ddpm, dpmpp_2m
@@ -38,7 +39,7 @@ from genlib.samplers._grids import (
 )
 from genlib.samplers._runge_kutta import euler, heun, midpoint, ralston
 from genlib.samplers._sample import Solver, nfe, sample
-from genlib.samplers._table import Table, namespace, tabulate
+from genlib.samplers._table import Table, namespace, tabulate, times_at
 
 __all__ = [
     "Solver",
@@ -57,6 +58,7 @@ __all__ = [
     "ralston",
     "sample",
     "tabulate",
+    "times_at",
     "trailing",
     "uniform",
     "uniform_log_snr",

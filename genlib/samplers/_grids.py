@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genlib.noise import DiscreteBetas, Path
-from genlib.samplers._table import namespace, on_host, tabulate
+from genlib.samplers._table import namespace, tabulate, times_at
 from genlib.types import Scalar, is_concrete
 
 # EDM's noise levels, the ends of grids on paths that reach beyond them.
@@ -225,7 +225,7 @@ def _warped(
     points = steps if append else steps + 1
     forward, backward = warp
     sigma = backward(xp.linspace(forward(high), forward(low), points))
-    times = on_host(_times_at, path, -2.0 * xp.log(sigma))
+    times = times_at(path, -2.0 * xp.log(sigma))
     times = [xp.clip(times, table.t[1], table.t[0])]
     # The ends of the path exactly, not to a rounding of their log-SNR.
     if from_end:
@@ -235,10 +235,6 @@ def _warped(
     elif to_end:
         times = [*times[:-1], times[-1][:-1], table.t[1:]]
     return xp.concatenate(times)
-
-
-def _times_at(path: Path, log_snr: Any) -> Any:
-    return path.time_at(log_snr)
 
 
 def _ends(path: Path) -> Any:

@@ -121,5 +121,11 @@ def _two_stage(fraction: float) -> Solver:
 def _velocity_rows(path: Path, t: Any) -> tuple[Any, Any, Any]:
     """Return t and the coefficients of dx/dt = drift x + pull x_0."""
     table = tabulate(path, t)
+    rates = table.alpha_rate, table.sigma_rate
+    if namespace(*rates) is np and not np.isfinite(rates).all():
+        raise ValueError(
+            f"{type(path).__name__} must have finite derivatives of alpha and sigma; "
+            f"they are not at t = {table.t[~np.isfinite(rates).all(0)][0]}"
+        )
     drift = table.sigma_rate / table.sigma
     return table.t, drift, table.alpha_rate - table.alpha * drift

@@ -23,6 +23,9 @@ Rows = dict[str, Any]
 class Solver(NamedTuple):
     """A solver: a plan made before tracing, and a step that adds arrays up.
 
+    A step that calls the denoiser twice has times [rows, 2] and reads `row["t"][0]` and
+    `row["t"][1]`.
+
     Attributes:
       plan: `(path, times) -> rows`, a dict of tables with one row for each call of
         `step`. `rows["t"]` holds the time (or times, [rows, calls]) at which the step

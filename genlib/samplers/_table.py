@@ -16,7 +16,9 @@ from genlib.types import ArrayLike, float_array, is_concrete
 class Table(NamedTuple):
     """Everything a solver may want to know of a path at its times, each [N].
 
-    Arrays are float64 NumPy, or traced where the path or the times are.
+    Arrays are float64 NumPy, or traced where the path or the times are. `log_snr` is
+    infinite at alpha = 0 and at sigma = 0, so that the first and the last step of a
+    whole grid often need a formula of their own.
     """
 
     t: Any
@@ -48,6 +50,26 @@ def tabulate(path: Path, times: ArrayLike) -> Table:
     return on_host(_evaluate, path, times)
 
 
+def times_at(path: Path, log_snr: ArrayLike) -> Any:
+    """Return the times of log-SNRs as `tabulate` would: the inverse of its `log_snr`.
+
+    Unlike `noise.time_at` it stays in float64 on the host, also inside a trace: plans
+    and grids that place times in log-SNR use it.
+
+    Args:
+      path: the forward process.
+      log_snr: log(alpha^2 / sigma^2) in nats, of any shape.
+
+    Returns:
+      Times as float64 NumPy; traced where `path` or `log_snr` are.
+
+    >>> from genlib import noise
+    >>> times_at(noise.Rectified(), [0.0])
+    array([0.5])
+    """
+    return on_host(_time_at, path, log_snr)
+
+
 def on_host(function: Callable[[Path, Any], Any], path: Path, x: Any) -> Any:
     """Return `function(path, x)` in float64 NumPy if path and x are concrete."""
     if not is_concrete(path, x):
@@ -71,12 +93,18 @@ def namespace(*arrays: Any) -> ModuleType:
     """Return `numpy` if all arrays are on the host, else `jax.numpy`.
 
     Plans are written once against it: they then run in float64 before tracing, and in
-    the ambient dtype where a setting is traced.
+    the ambient dtype where a setting is traced. Pass it all that the next line uses;
+    results of `jax.numpy` are traced inside a trace even for concrete inputs, those of
+    `tabulate` and `times_at` are not.
 
     >>> namespace(np.ones(2), 0.5).__name__, namespace(np.ones(2), jnp.ones(2)).__name__
     ('numpy', 'jax.numpy')
     """
     return jnp if any(isinstance(a, jax.Array) for a in arrays) else np
+
+
+def _time_at(path: Path, log_snr: Any) -> Any:
+    return path.time_at(log_snr)
 
 
 def _evaluate(path: Path, t: Any) -> Table:

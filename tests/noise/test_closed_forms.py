@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from laws.registry import GOLDEN, LINEAR_BETAS
 
-from genlib import noise
+from genlib import noise, samplers
 
 PATHS = {"vp": noise.VPLinear(), "ve": noise.VE(0.01, 50.0)}
 
@@ -75,6 +75,18 @@ def test_a_path_of_three_lines_inverts_by_bisection():
     np.testing.assert_allclose(
         noise.time_at(path, noise.log_snr(path, t)), t, rtol=1e-5
     )
+
+
+def test_a_path_without_a_derivative_is_refused_by_solvers_that_need_it():
+    class Cancelling(noise.Path):
+        def __call__(self, t):
+            alpha = jnp.cos(0.5 * jnp.pi * t)
+            return noise.Marginal(alpha, jnp.sqrt(1 - alpha**2))
+
+    path, x = Cancelling(), jnp.ones((1, 1))
+    times = [1.0, 1e-170, 0.0]  # where 1 - alpha^2 is 0 and its root has no slope
+    with pytest.raises(ValueError, match="must have finite derivatives"):
+        samplers.sample(samplers.euler(), lambda x, t: x, path, times, x)
 
 
 @pytest.mark.parametrize(
