@@ -2,7 +2,7 @@
 
     python -m experiments.train --config=digits_edm
 
-Needs no data and no GPU. Measured on two CPU cores, with 218 s of CPU time in all,
+Needs no data and no GPU. Takes 115 s on two CPU cores (training 73 s). Measured with
 jax 0.10.2, seed 0: squared Frechet distance of 2000 samples to the 397 held-out digits
 (the 1400 training digits have 0.351) and share of samples in the right class by a
 logistic regression (which is right on 0.977 of the held-out digits).

@@ -2,8 +2,19 @@
 
     python -m experiments.train --config=digits_flow
 
-Needs no data and no GPU. Its samples have not been measured yet; the network and the
-number of steps are about those of `digits_edm`, which takes some minutes on two cores.
+Needs no data and no GPU. Took 303 s on two CPU cores that other work shared. Measured
+with jax 0.10.2, seed 0: squared Frechet distance of 2000 samples to the 397 held-out
+digits (the training digits have 0.351) and share of samples in the right class by a
+logistic regression (right on 0.977 of the held-out digits). Nothing was tuned.
+
+| NFE | euler         | heun          | dpmpp_2m      |
+|----:|---------------|---------------|---------------|
+|  10 | 0.533 / 0.994 | 0.474 / 0.988 | 0.433 / 0.986 |
+|  20 | 0.466 / 0.987 | 0.436 / 0.986 | 0.427 / 0.984 |
+|  50 | 0.440 / 0.986 | 0.427 / 0.984 | 0.427 / 0.983 |
+
+Heun takes an odd number of calls, 9, 19 and 49. The median distance to the nearest
+training image is 1.982 (dpmpp_2m, 20 NFE), that of held-out digits 2.054.
 """
 
 from typing import Any

@@ -12,7 +12,7 @@ import numpy as np
 
 from genlib.noise import Path
 from genlib.samplers._sample import Rows, Solver
-from genlib.samplers._table import namespace, tabulate
+from genlib.samplers._table import Table, namespace, tabulate
 from genlib.types import Array, Denoiser
 
 
@@ -27,9 +27,10 @@ def euler() -> Solver:
     """
 
     def plan(path: Path, times: Any) -> Rows:
-        t, drift, pull = _velocity_rows(path, times[:-1])
+        table = tabulate(path, times[:-1])
+        drift, pull = _velocity(path, table)
         step_size = times[1:] - times[:-1]
-        return {"t": t, "keep": 1.0 + step_size * drift, "add": step_size * pull}
+        return {"t": table.t, "keep": 1.0 + step_size * drift, "add": step_size * pull}
 
     def step(denoise: Denoiser, x: Array, state: Any, row: Rows):
         return row["keep"] * x + row["add"] * denoise(x, row["t"]), state
@@ -41,7 +42,8 @@ def heun() -> Solver:
     """Heun's method, second order: EDM's solver (arXiv:2206.00364, alg. 1).
 
     A step that ends at sigma = 0, where dx/dt is not defined, is an Euler step: n steps
-    to sigma = 0 call the denoiser 2 n - 1 times.
+    to sigma = 0 call the denoiser 2 n - 1 times. A compiled program holds the network
+    twice for the loop and once for that last step.
 
     Returns:
       A deterministic solver with two denoiser calls a step.
@@ -77,55 +79,58 @@ def ralston() -> Solver:
 
 
 def _two_stage(fraction: float) -> Solver:
-    """Return the second-order method that probes dx/dt at a fraction of the step.
+    """Return the second-order method that probes dx/dt at a fraction of the step."""
 
-    Each denoiser call is one row: x is where the denoiser is called next, `base` is the
-    step so far. So every method costs what it calls, and a network is traced once.
-    """
-
-    def plan(path: Path, times: Any) -> Rows:
-        steps = times.shape[0] - 1
-        step_size = times[1:] - times[:-1]
+    def plan(path: Path, times: Any) -> Rows | list[Rows]:
+        xp = namespace(times)
+        steps, step_size = times.shape[0] - 1, times[1:] - times[:-1]
         probe = times[1:] if fraction == 1.0 else times[:-1] + fraction * step_size
-        to_zero = tabulate(path, times[1:]).sigma == 0
-        xp = namespace(to_zero)
-        # A step to sigma = 0 is Euler's: all in the first row, nothing in the second.
-        first = xp.where(to_zero, 1.0, fraction) * step_size
+        table = tabulate(path, xp.concatenate([times[:-1], probe, times[-1:]]))
+        xp = namespace(table.sigma)
+        # A step to sigma = 0, where dx/dt is not defined, is Euler's.
+        to_zero = (table.sigma[-1] == 0) & (np.arange(steps) == steps - 1)
         second = xp.where(to_zero, 0.0, 1.0 / (2.0 * fraction)) * step_size
-        probe = xp.where(to_zero, times[:-1], probe)
-
-        pairs = lambda a, b: xp.stack([a, b], axis=1).reshape(-1)
-        t, drift, pull = _velocity_rows(path, pairs(times[:-1], probe))
-        move, keep = pairs(first, second), pairs(step_size - second, second)
+        pairs = lambda c: xp.stack(
+            [c[:steps], xp.where(to_zero, c[:steps], c[steps : 2 * steps])], axis=1
+        )
+        nodes = Table(*(pairs(column) for column in table))
+        drift, pull = _velocity(path, nodes)
         rows = {
-            "t": t,
-            "move_x": move * drift,
-            "move_x_0": move * pull,
-            "keep_x": keep * drift,
-            "keep_x_0": keep * pull,
-            "ends": np.tile([False, True], steps),
+            "t": nodes.t,
+            "drift": drift,
+            "pull": pull,
+            "probe": fraction * step_size,
+            "first": step_size - second,
+            "second": second,
         }
-        if xp is np and to_zero[-1]:
-            rows = {name: column[:-1] for name, column in rows.items()}
-            rows["ends"][-1] = True
-        return rows
+        if not (xp is np and to_zero[-1]):
+            return rows
+        # The last step is a segment of its own, which does not call the denoiser twice.
+        last = {name: column[-1:] for name, column in rows.items()}
+        last |= {name: last[name][:, :1] for name in ("t", "drift", "pull")}
+        return [{name: column[:-1] for name, column in rows.items()}, last]
 
-    def step(denoise: Denoiser, x: Array, base: Array, row: Rows):
-        x_0 = denoise(x, row["t"])
-        moved = base + (row["move_x"] * x + row["move_x_0"] * x_0)
-        return moved, base + (row["keep_x"] * x + row["keep_x_0"] * x_0)
+    def step(denoise: Denoiser, x: Array, state: Any, row: Rows):
+        velocity = lambda x, i: (
+            row["drift"][i] * x + row["pull"][i] * denoise(x, row["t"][i])
+        )
+        here = velocity(x, 0)
+        if row["t"].shape[0] == 1:
+            return x + row["first"] * here, state
+        there = velocity(x + row["probe"] * here, 1)
+        return x + (row["first"] * here + row["second"] * there), state
 
-    return Solver(plan, step, init=lambda x: x)
+    return Solver(plan, step)
 
 
-def _velocity_rows(path: Path, t: Any) -> tuple[Any, Any, Any]:
-    """Return t and the coefficients of dx/dt = drift x + pull x_0."""
-    table = tabulate(path, t)
+def _velocity(path: Path, table: Table) -> tuple[Any, Any]:
+    """Return the coefficients of dx/dt = drift x + pull x_0."""
     rates = table.alpha_rate, table.sigma_rate
     if namespace(*rates) is np and not np.isfinite(rates).all():
+        wrong = ~np.isfinite(rates).all(0)
         raise ValueError(
             f"{type(path).__name__} must have finite derivatives of alpha and sigma; "
-            f"they are not at t = {table.t[~np.isfinite(rates).all(0)][0]}"
+            f"they are not at t = {table.t[wrong].flat[0]}"
         )
     drift = table.sigma_rate / table.sigma
-    return table.t, drift, table.alpha_rate - table.alpha * drift
+    return drift, table.alpha_rate - table.alpha * drift

@@ -27,10 +27,10 @@ class Solver(NamedTuple):
     `row["t"][1]`.
 
     Attributes:
-      plan: `(path, times) -> rows`, a dict of tables with one row for each call of
-        `step`. `rows["t"]` holds the time (or times, [rows, calls]) at which the step
-        calls the denoiser. Where some rows do not end a step between two times of the
-        grid, `rows["ends"]` marks with True the ones that do.
+      plan: `(path, times) -> rows`, a dict of tables with one row for each step between
+        two times of the grid. `rows["t"]` holds the time (or times, [rows, calls]) at
+        which the step calls the denoiser. Where some steps call it less often than
+        others, a list of such dicts, which are run one after another.
       step: `(denoise, x, state, row) -> (x, state)`. If the solver is stochastic,
         `row["noise"]` is standard normal noise like x.
       init: `x -> state`, what the solver remembers between rows.
@@ -51,7 +51,7 @@ class Solver(NamedTuple):
     Array([1.], dtype=float32)
     """
 
-    plan: Callable[[Path, Any], Rows]
+    plan: Callable[[Path, Any], Rows | list[Rows]]
     step: Callable[[Denoiser, Array, Any, Rows], tuple[Array, Any]]
     init: Callable[[Array], Any] = lambda x: ()
     stochastic: bool = False
@@ -112,17 +112,9 @@ def sample(
         check_start(grid[0])
 
     dtype = compute_dtype(x.dtype)
-    rows = solver.plan(path, grid)
-    ends = rows.pop("ends", None)
-    rows = {name: jnp.asarray(v) for name, v in rows.items()}
-    rows = {
-        name: v.astype(dtype) if jnp.issubdtype(v.dtype, jnp.floating) else v
-        for name, v in rows.items()
-    }
+    draw = None
     if solver.stochastic:
-        rows["noise"], draw = _noise_source(key, noise, x, len(rows["t"]), dtype)
-    else:
-        draw = None
+        index, draw = _noise_source(key, noise, x, len(grid) - 1, dtype)
 
     def call(x_t: Array, t: Array) -> Array:
         return denoise(x_t.astype(x.dtype), t).astype(dtype)
@@ -135,13 +127,18 @@ def sample(
         return (x_t, state), None if save is None else save(x_t.astype(x.dtype))
 
     start = x.astype(dtype)
-    (end, _), saved = jax.lax.scan(body, (start, solver.init(start)), rows)
-    end = end.astype(x.dtype)
+    carry, saved, done = (start, solver.init(start)), [], 0
+    for segment in _segments(solver, path, grid):
+        rows = {name: _cast(column, dtype) for name, column in segment.items()}
+        steps = len(rows["t"])
+        if draw is not None:
+            rows["noise"] = index[done : done + steps]
+        carry, kept = jax.lax.scan(body, carry, rows)
+        saved, done = [*saved, kept], done + steps
+    end = carry[0].astype(x.dtype)
     if save is None:
         return end
-    if ends is not None:
-        saved = jax.tree.map(lambda s: s[np.flatnonzero(ends)], saved)
-    return end, saved
+    return end, jax.tree.map(lambda *parts: jnp.concatenate(parts), *saved)
 
 
 def nfe(solver: Solver, path: Path, times: ArrayLike) -> int:
@@ -152,7 +149,21 @@ def nfe(solver: Solver, path: Path, times: ArrayLike) -> int:
     >>> nfe(samplers.heun(), path, samplers.karras(path, 18))
     35
     """
-    return int(np.size(solver.plan(path, check_times(path, times))["t"]))
+    segments = _segments(solver, path, check_times(path, times))
+    return sum(int(np.size(rows["t"])) for rows in segments)
+
+
+def _segments(solver: Solver, path: Path, grid: Any) -> list[Rows]:
+    """Return the rows of a plan as a list of segments, none of them empty."""
+    rows = solver.plan(path, grid)
+    rows = rows if isinstance(rows, list) else [rows]
+    return [segment for segment in rows if len(segment["t"])]
+
+
+def _cast(column: Any, dtype: Any) -> Array:
+    column = jnp.asarray(column)
+    floating = jnp.issubdtype(column.dtype, jnp.floating)
+    return column.astype(dtype) if floating else column
 
 
 def check_times(path: Path, times: ArrayLike) -> Any:

@@ -1,8 +1,10 @@
 """One registry for each concept; every entry passes the same laws."""
 
+import functools
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,6 +16,11 @@ MIXTURE = metrics.GaussianMixture(
     **{name: np.array(value) for name, value in GOLDEN["mixture"].items()}
 )
 X_UNIT = np.array(GOLDEN["x_unit"])
+
+# For programs that run once: compiling them fast matters more than running them fast.
+jit_once = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
 
 LINEAR_BETAS = np.linspace(1e-4, 0.02, 1000)
 SHORT_BETAS = np.linspace(1e-3, 0.2, 100)  # the same noise in a tenth of the steps

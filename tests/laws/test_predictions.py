@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from laws.registry import KINDS, PATHS, each, inner_times
+from laws.registry import KINDS, PATHS, each, inner_times, jit_once
 
 from genlib import noise, prediction
 
@@ -32,7 +32,7 @@ def test_all_36_conversions(path, x64):
     t = jnp.asarray(inner_times(path, 4), jnp.float64)
     x_0, eps = jnp.asarray(X_0, jnp.float64), jnp.asarray(EPS, jnp.float64)
 
-    @jax.jit
+    @jit_once
     def run(t):
         true = {k: prediction.target(path, x_0, eps, t, v) for k, v in KINDS.items()}
         return true, all_conversions(path, x_0, eps, t, true)
@@ -60,7 +60,7 @@ def test_conversions_at_the_ends(path, end):
         else:
             true[name] = prediction.target(path, X_0, EPS, t, kind)
     values = true | {k: jnp.zeros_like(x_t) for k in KINDS if k not in true}
-    traced = jax.jit(lambda t: all_conversions(path, X_0, EPS, t, values))(t)
+    traced = jit_once(lambda t: all_conversions(path, X_0, EPS, t, values))(t)
     for value in traced.values():
         assert jnp.isfinite(value).all()
 

@@ -15,6 +15,7 @@ from laws.registry import (
     WEIGHTS,
     each,
     inner_times,
+    jit_once,
 )
 
 from genlib import losses, noise, prediction
@@ -28,7 +29,7 @@ every_times = pytest.mark.parametrize("times", **each(TIMES))
 @every_times
 @pytest.mark.parametrize("n", [1, 7])
 def test_times_are_within_the_path(path, times, n, key):
-    t = jax.jit(functools.partial(times, path=path, n=n))(key)
+    t = jit_once(functools.partial(times, path=path, n=n))(key)
     assert t.shape == (n,)
     assert t.dtype == jnp.float32
     assert ((t >= path.t_min) & (t <= path.t_max)).all()
@@ -121,7 +122,7 @@ def test_weights_are_finite_everywhere(path):
         for name, weight in WEIGHTS.items()
         for kind in KINDS.values()
     }
-    for name, value in jax.jit(weigh)(t).items():
+    for name, value in jit_once(weigh)(t).items():
         assert jnp.isfinite(value).all(), name
         assert (value >= 0).all(), name
 
