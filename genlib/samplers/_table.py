@@ -78,9 +78,12 @@ def on_host(function: Callable[[Path, Any], Any], path: Path, x: Any) -> Any:
     allowed = jax.transfer_guard("allow")
     with allowed, jax.ensure_compile_time_eval(), jax.enable_x64(True):
         # Arrays first: a float64 NumPy leaf can reach a compiled program as float32.
-        path, x = jax.tree.map(jnp.asarray, (path, np.asarray(x, np.float64)))
+        x = jnp.asarray(np.asarray(x, np.float64))
         # One small compiled program; eager operations would be compiled one by one.
-        result = _jitted(function)(path, x)
+        if jax.tree_util.all_leaves([path]):  # no pytree: its settings are constants
+            result = jax.jit(functools.partial(function, path))(x)
+        else:
+            result = _jitted(function)(jax.tree.map(jnp.asarray, path), x)
         return jax.tree.map(lambda column: np.asarray(column, np.float64), result)
 
 

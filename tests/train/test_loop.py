@@ -121,6 +121,15 @@ def test_interrupted_by_the_data_it_saves(tmp_path, by_hand):
         assert_identical(fit(steps=12, checkpointer=checkpointer), by_hand[0][12])
 
 
+@pytest.fixture
+def interruptible():
+    """Let SIGINT raise, also where the tests run in a background that ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupted_within_a_step_it_finishes_and_saves(tmp_path, by_hand):
     """Ctrl-C while the donated state is in the step's hands must not lose it."""
     calls = []
@@ -140,6 +149,7 @@ def test_interrupted_within_a_step_it_finishes_and_saves(tmp_path, by_hand):
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_interrupt_within_a_step_acts_at_once():
     def step(state, batch):
         os.kill(os.getpid(), signal.SIGINT)
