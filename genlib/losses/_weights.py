@@ -10,7 +10,7 @@ from typing import Protocol
 
 import jax.numpy as jnp
 
-from genlib.noise import Path, marginal_and_rate
+from genlib.noise import Path, inside, marginal_and_rate
 from genlib.prediction import Prediction, check_kind
 from genlib.types import Array, ArrayLike, Scalar, float_array
 
@@ -45,14 +45,10 @@ def on_x0(weight: Callable[[Array], Array]) -> Weight:
 
     def output_weight(path: Path, kind: Prediction, t: ArrayLike) -> Array:
         check_kind(kind)
-        t = float_array(t)
-        margin = 1e-12 * (path.t_max - path.t_min)
-        last = path.t_max * (1 - jnp.finfo(t.dtype).eps)
-        t = jnp.clip(t, path.t_min + margin, last)
+        t = inside(path, t, 1e-12 * (path.t_max - path.t_min))
         marginal, rate = marginal_and_rate(path, t)
-        alpha, sigma = marginal
         form = kind(marginal, rate)
-        x_0_error = sigma * form.scale / (alpha * form.eps - sigma * form.x_0)
+        x_0_error = marginal.sigma * form.scale / form.determinant(marginal)
         return weight(path.log_snr(t)) * jnp.square(x_0_error)
 
     return output_weight

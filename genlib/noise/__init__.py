@@ -22,6 +22,7 @@ Time runs from data (`path.t_min`) to noise (`path.t_max`).
 | `time_at(path, log_snr)`          | its inverse                                     |
 | `marginal_and_rate(path, t)`      | (alpha, sigma) and their time derivatives       |
 | `check_time(path, t)`             | refuses times outside the path                  |
+| `inside(path, t)`                 | times at an end moved inside, for limits        |
 
 A new path is a frozen dataclass with `__call__`; see `Path`.
 """
@@ -39,6 +40,7 @@ from genlib.noise._path import (
     Marginal,
     Path,
     check_time,
+    inside,
     log_snr,
     marginal_and_rate,
     time_at,
@@ -57,6 +59,7 @@ __all__ = [
     "VPLinear",
     "check_time",
     "drift_diffusion",
+    "inside",
     "log_snr",
     "marginal_and_rate",
     "perturb",

@@ -6,7 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from genlib.noise._path import Marginal, Path, _inside, check_time
+from genlib.noise._path import (
+    Marginal,
+    Path,
+    check_time,
+    inside,
+    marginal_and_rate,
+)
 from genlib.types import (
     Array,
     ArrayLike,
@@ -148,10 +154,9 @@ def drift_diffusion(path: Path, t: ArrayLike) -> tuple[Array, Array]:
     (-0.05, 0.1)
     """
     check_time(path, t)
-    t = _inside(path, float_array(t))
-    (alpha, sigma), (alpha_rate, sigma_rate) = jax.jvp(path, (t,), (jnp.ones_like(t),))
-    f = alpha_rate / alpha
-    g_squared = 2.0 * sigma * (sigma_rate - f * sigma)
+    (alpha, sigma), rate = marginal_and_rate(path, inside(path, t))
+    f = rate.alpha / alpha
+    g_squared = 2.0 * sigma * (rate.sigma - f * sigma)
     return f, jnp.sqrt(jnp.maximum(g_squared, 0.0))
 
 

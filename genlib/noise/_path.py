@@ -146,13 +146,27 @@ def marginal_and_rate(path: Path, t: ArrayLike) -> tuple[Marginal, Marginal]:
     (-1.0, 1.0)
     """
     t = float_array(t)
-    inside = _inside(path, t)
-    _, rate = jax.jvp(path, (inside,), (jnp.ones_like(inside),))
+    within = inside(path, t)
+    _, rate = jax.jvp(path, (within,), (jnp.ones_like(within),))
     return path(t), rate
 
 
-def _inside(path: Path, t: Array, step: float = 1e-30) -> Array:
-    """Move times at an end of the path the smallest step inside."""
+def inside(path: Path, t: ArrayLike, step: Scalar = 1e-30) -> Array:
+    """Move times at the ends of a path inside, where limits can be evaluated.
+
+    Args:
+      path: the forward process.
+      t: times of any shape.
+      step: how far from t_min; from t_max it is the smallest step of the dtype.
+
+    Returns:
+      Times with the shape of `t`, the same where they are inside already.
+
+    >>> from genlib import noise
+    >>> inside(noise.Cosine(), jnp.array([0.0, 0.5])).tolist() == [0.0, 0.5]
+    False
+    """
+    t = float_array(t)
     return jnp.clip(t, path.t_min + step, path.t_max * (1 - jnp.finfo(t.dtype).eps))
 
 

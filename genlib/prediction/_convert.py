@@ -5,8 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from genlib.noise import Marginal, Path, check_time, marginal_and_rate
-from genlib.prediction._kinds import X0, Linear, Prediction, check_kind
+from genlib.noise import Path, check_time, marginal_and_rate
+from genlib.prediction._kinds import X0, Prediction, check_kind
 from genlib.types import (
     Array,
     ArrayLike,
@@ -103,7 +103,7 @@ def convert(
         return value.astype(x_t.dtype)
     marginal, rate = marginal_and_rate(path, t)
     p, q = source(marginal, rate), target(marginal, rate)
-    det_p, det_q = _determinant(p, marginal), _determinant(q, marginal)
+    det_p, det_q = p.determinant(marginal), q.determinant(marginal)
 
     unsolvable = (det_p == 0) & (det_q != 0)
     _refuse(unsolvable, t, f"{target} is not determined by {source} and x_t")
@@ -163,7 +163,7 @@ def denoiser(
             return
         with jax.transfer_guard("allow"), jax.ensure_compile_time_eval():
             marginal, rate = marginal_and_rate(path, t)
-            lost = _determinant(kind(marginal, rate), marginal) == 0
+            lost = kind(marginal, rate).determinant(marginal) == 0
             lost = lost & (marginal.sigma != 0)
         _refuse(lost, t, f"{X0} is not determined by {kind} and x_t")
 
@@ -217,10 +217,6 @@ def retime(denoise: Denoiser, source: Path, target: Path) -> Denoiser:
 
         denoise_on_target.check_start = check_start
     return denoise_on_target
-
-
-def _determinant(form: Linear, marginal: Marginal) -> Array:
-    return marginal.alpha * form.eps - marginal.sigma * form.x_0
 
 
 def _refuse(wrong: Array, t: ArrayLike, message: str) -> None:

@@ -22,6 +22,10 @@ class Linear(NamedTuple):
     eps: Array | float
     scale: Array | float = 1.0
 
+    def determinant(self, marginal: Marginal) -> Array:
+        """Return alpha eps - sigma x_0, 0 where the form says the same as x_t."""
+        return marginal.alpha * self.eps - marginal.sigma * self.x_0
+
 
 class Prediction(abc.ABC):
     """A kind of prediction, called with (alpha, sigma) and their rates.

@@ -42,12 +42,10 @@ def ddim(eta: Scalar = 0.0) -> Solver:
     def plan(path: Path, times: Any) -> Rows:
         table = tabulate(path, times)
         std = eta * _posterior_std(table)
-        xp = namespace(std)
-        left = _safe_sqrt(xp, table.sigma[1:] ** 2 - std**2)
-        rows = _affine_rows(table, left / table.sigma[:-1])
+        rows = _rows_beside_noise(table, std)
         return rows if deterministic else rows | {"std": std}
 
-    return Solver(plan, _affine_step, stochastic=not deterministic)
+    return Solver(plan, affine_step, stochastic=not deterministic)
 
 
 def ddpm(variance: str = "small") -> Solver:
@@ -76,17 +74,16 @@ def ddpm(variance: str = "small") -> Solver:
     def plan(path: Path, times: Any) -> Rows:
         table = tabulate(path, times)
         std = _posterior_std(table)
-        xp = namespace(std)
-        left = _safe_sqrt(xp, table.sigma[1:] ** 2 - std**2)
-        rows = _affine_rows(table, left / table.sigma[:-1])
+        rows = _rows_beside_noise(table, std)
         if variance == "large":
+            xp = namespace(std)
             # q(x_t | x_s) has variance sigma_t^2 (1 - SNR_t / SNR_s).
             has_noise = table.sigma[1:] > 0
             scale = table.sigma[:-1] / xp.where(has_noise, table.sigma[1:], 1.0)
             std = xp.where(has_noise, std * scale, 0.0)
         return rows | {"std": std}
 
-    return Solver(plan, _affine_step, stochastic=True)
+    return Solver(plan, affine_step, stochastic=True)
 
 
 def dpmpp_2m(
@@ -158,7 +155,14 @@ def _affine_rows(table: Table, keep: Any) -> Rows:
     return {"t": table.t[:-1], "keep": keep, "add": add}
 
 
-def _affine_step(denoise: Denoiser, x: Array, state: Any, row: Rows):
+def _rows_beside_noise(table: Table, std: Any) -> Rows:
+    """Return the rows of a step that leaves room for noise of a standard deviation."""
+    left = _safe_sqrt(namespace(std), table.sigma[1:] ** 2 - std**2)
+    return _affine_rows(table, left / table.sigma[:-1])
+
+
+def affine_step(denoise: Denoiser, x: Array, state: Any, row: Rows):
+    """Return keep x + add x_0, and std noise where the rows have any."""
     x = row["keep"] * x + row["add"] * denoise(x, row["t"])
     if "std" in row:
         x = x + row["std"] * row["noise"]

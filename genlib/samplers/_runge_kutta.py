@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from genlib.noise import Path
+from genlib.samplers._exponential import affine_step
 from genlib.samplers._sample import Rows, Solver
 from genlib.samplers._table import Table, namespace, tabulate
 from genlib.types import Array, Denoiser
@@ -32,10 +33,7 @@ def euler() -> Solver:
         step_size = times[1:] - times[:-1]
         return {"t": table.t, "keep": 1.0 + step_size * drift, "add": step_size * pull}
 
-    def step(denoise: Denoiser, x: Array, state: Any, row: Rows):
-        return row["keep"] * x + row["add"] * denoise(x, row["t"]), state
-
-    return Solver(plan, step)
+    return Solver(plan, affine_step)
 
 
 def heun() -> Solver:

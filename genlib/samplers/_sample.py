@@ -68,7 +68,7 @@ def sample(
     noise: Callable[[Array], Array] | ArrayLike | None = None,
     save: Callable[[Array], Any] | None = None,
 ) -> Any:
-    """Carry x from times[0] to times[-1] with a solver, under one `lax.scan`.
+    """Carry x from times[0] to times[-1] with a solver, under `lax.scan`.
 
     Coefficients are float64 tables made before tracing, applied in float32 (float64 for
     float64 x); the denoiser sees x in its own dtype. Noise is drawn for each example
@@ -211,8 +211,9 @@ def _noise_source(
         key.dtype, jax.dtypes.prng_key
     ):
         raise ValueError("key must be a typed key from jax.random.key")
-    keys = key if key.ndim else _fold(key, jnp.arange(x.shape[0]))
-    if keys.shape != x.shape[:1]:
+    if not key.ndim:
+        key = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(x.shape[0]))
+    if key.shape != x.shape[:1]:
         raise ValueError(
             f"key must be one key or one for each of {x.shape[0]} examples; "
             f"its shape is {key.shape}"
@@ -220,7 +221,7 @@ def _noise_source(
     draw_one = lambda k, i: jax.random.normal(
         jax.random.fold_in(k, i), x.shape[1:], dtype
     )
-    return index, lambda i: jax.vmap(draw_one, (0, None))(keys, i)
+    return index, lambda i: jax.vmap(draw_one, (0, None))(key, i)
 
 
 def _like(noise: Any, x: Array, dtype: Any) -> Array:
@@ -230,7 +231,3 @@ def _like(noise: Any, x: Array, dtype: Any) -> Array:
             f"{jnp.shape(noise)}"
         )
     return jnp.asarray(noise, dtype)
-
-
-def _fold(key: Key, indices: Array) -> Key:
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
