@@ -1,6 +1,7 @@
 """The few nouns that every room shares, and the checks at their doors."""
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ __all__ = [
     "Denoiser",
     "Key",
     "Scalar",
+    "StatefulDenoiser",
     "compute_dtype",
     "concrete",
     "expand_like",
@@ -33,6 +35,34 @@ class Denoiser(Protocol):
     """
 
     def __call__(self, x_t: Array, t: Array, /) -> Array: ...
+
+
+class StatefulDenoiser(NamedTuple):
+    """A denoiser that remembers its last calls, as guidance with momentum does.
+
+    `samplers.sample` carries the memory from call to call, so that everything stays a
+    pure function. Called like any other denoiser it starts with fresh memory.
+
+    Attributes:
+      init: `x -> memory`, a pytree, for x_t [B, ...] in the dtype of the computation.
+      apply: `(x_t, t, memory) -> (x_0, memory)`, with memory of the same structure.
+      check_start: raises a ValueError if x_0 is unknown at a time from which sampling
+        is to start.
+
+    >>> average = StatefulDenoiser(  # half of each new x_0
+    ...     init=jnp.zeros_like,
+    ...     apply=lambda x_t, t, memory: 2 * ((memory + x_t) / 2,),
+    ... )
+    >>> average(jnp.ones(1), jnp.float32(0.5))
+    Array([0.5], dtype=float32)
+    """
+
+    init: Callable[[Array], Any]
+    apply: Callable[[Array, Array, Any], tuple[Array, Any]]
+    check_start: Callable[[ArrayLike], None] = lambda t: None
+
+    def __call__(self, x_t: Array, t: Array, /) -> Array:
+        return self.apply(x_t, t, self.init(x_t))[0]
 
 
 def expand_like(t: ArrayLike, x: Array) -> Array:

@@ -45,7 +45,7 @@ def ddim(eta: Scalar = 0.0) -> Solver:
         rows = _rows_beside_noise(table, std)
         return rows if deterministic else rows | {"std": std}
 
-    return Solver(plan, affine_step, stochastic=not deterministic)
+    return Solver(plan, affine_step, draws=0 if deterministic else 1)
 
 
 def ddpm(variance: str = "small") -> Solver:
@@ -83,7 +83,7 @@ def ddpm(variance: str = "small") -> Solver:
             std = xp.where(has_noise, std * scale, 0.0)
         return rows | {"std": std}
 
-    return Solver(plan, affine_step, stochastic=True)
+    return Solver(plan, affine_step, draws=1)
 
 
 def dpmpp_2m(

@@ -13,6 +13,7 @@ from genlib.types import (
     ArrayLike,
     Denoiser,
     Key,
+    StatefulDenoiser,
     compute_dtype,
     concrete,
 )
@@ -24,7 +25,7 @@ class Solver(NamedTuple):
     """A solver: a plan made before tracing, and a step that adds arrays up.
 
     A step that calls the denoiser twice has times [rows, 2] and reads `row["t"][0]` and
-    `row["t"][1]`.
+    `row["t"][1]`. It calls it outside of any inner `lax` loop or branch.
 
     Attributes:
       plan: `(path, times) -> rows`, a dict of tables with one row for each step between
@@ -32,9 +33,10 @@ class Solver(NamedTuple):
         which the step calls the denoiser. Where some steps call it less often than
         others, a list of such dicts, which are run one after another.
       step: `(denoise, x, state, row) -> (x, state)`. If the solver is stochastic,
-        `row["noise"]` is standard normal noise like x.
+        `row["noise"]` is standard normal noise: like x for one draw a step, or
+        [draws, *x.shape].
       init: `x -> state`, what the solver remembers between rows.
-      stochastic: whether `step` wants noise.
+      draws: how many draws of noise `step` wants; 0 is a deterministic solver.
 
     All of DDIM:
 
@@ -54,7 +56,12 @@ class Solver(NamedTuple):
     plan: Callable[[Path, Any], Rows | list[Rows]]
     step: Callable[[Denoiser, Array, Any, Rows], tuple[Array, Any]]
     init: Callable[[Array], Any] = lambda x: ()
-    stochastic: bool = False
+    draws: int = 0
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether a step draws noise."""
+        return self.draws > 0
 
 
 def sample(
@@ -76,13 +83,15 @@ def sample(
 
     Args:
       solver: for instance `samplers.dpmpp_2m()`.
-      denoise: `(x_t, t) -> x_0`, called with a scalar t.
+      denoise: `(x_t, t) -> x_0`, called with a scalar t; a `types.StatefulDenoiser`
+        carries its memory from call to call.
       path: the path on which `denoise` denoises.
       times: decreasing times [N + 1] within the path, for N steps.
       x: x at times[0], [B, ...], usually from `noise.prior`.
       key: one typed key, or one for each example [B]; only stochastic solvers use it.
       noise: instead of a key, the standard normal noise itself: an array [N, B, ...],
-        or a function from the index of the step to such an array [B, ...].
+        or a function from the index of the step to such an array [B, ...]. Solvers with
+        more than one draw a step want [N, draws, B, ...] and [draws, B, ...].
       save: maps x after each step to what should be kept of it.
 
     Returns:
@@ -112,23 +121,34 @@ def sample(
         check_start(grid[0])
 
     dtype = compute_dtype(x.dtype)
+    segments = _segments(solver, path, grid)
     draw = None
     if solver.stochastic:
-        index, draw = _noise_source(key, noise, x, len(grid) - 1, dtype)
-
-    def call(x_t: Array, t: Array) -> Array:
-        return denoise(x_t.astype(x.dtype), t).astype(dtype)
+        total = sum(len(segment["t"]) for segment in segments)
+        index, draw = _noise_source(key, noise, x, total, solver.draws, dtype)
+    stateful = isinstance(denoise, StatefulDenoiser)
 
     def body(carry, row):
-        x_t, state = carry
+        x_t, state, memory = carry
         if draw is not None:
             row = row | {"noise": draw(row["noise"])}
+
+        def call(x_t: Array, t: Array) -> Array:
+            nonlocal memory
+            x_in = x_t.astype(x.dtype)
+            if not stateful:
+                return denoise(x_in, t).astype(dtype)
+            x_0, memory = denoise.apply(x_in, t, memory)
+            return x_0.astype(dtype)
+
         x_t, state = solver.step(call, x_t, state, row)
-        return (x_t, state), None if save is None else save(x_t.astype(x.dtype))
+        kept = None if save is None else save(x_t.astype(x.dtype))
+        return (x_t, state, memory), kept
 
     start = x.astype(dtype)
-    carry, saved, done = (start, solver.init(start)), [], 0
-    for segment in _segments(solver, path, grid):
+    memory = denoise.init(start) if stateful else ()
+    carry, saved, done = (start, solver.init(start), memory), [], 0
+    for segment in segments:
         rows = {name: _cast(column, dtype) for name, column in segment.items()}
         steps = len(rows["t"])
         if draw is not None:
@@ -187,7 +207,7 @@ def check_times(path: Path, times: ArrayLike) -> Any:
 
 
 def _noise_source(
-    key: Key | None, noise: Any, x: Array, steps: int, dtype: Any
+    key: Key | None, noise: Any, x: Array, steps: int, draws: int, dtype: Any
 ) -> tuple[Array, Callable[[Array], Array]]:
     """Return what each row carries, and how noise is drawn from it."""
     if (key is None) == (noise is None):
@@ -196,13 +216,14 @@ def _noise_source(
             + ("both" if key is not None else "neither")
         )
     index = jnp.arange(steps)
+    shape = x.shape if draws == 1 else (draws, *x.shape)
     if noise is not None:
         if callable(noise):
-            return index, lambda i: _like(noise(i), x, dtype)
+            return index, lambda i: _shaped(noise(i), shape, dtype)
         table = jnp.asarray(noise, dtype)
-        if table.shape[1:] != x.shape or table.shape[0] < steps:
+        if table.shape[1:] != shape or table.shape[0] < steps:
             raise ValueError(
-                f"noise must be [steps, *x.shape] = {(steps, *x.shape)}; "
+                f"noise must be one draw of {shape} for each step, {(steps, *shape)}; "
                 f"its shape is {table.shape}"
             )
         return table[:steps], lambda drawn: drawn
@@ -218,16 +239,15 @@ def _noise_source(
             f"key must be one key or one for each of {x.shape[0]} examples; "
             f"its shape is {key.shape}"
         )
-    draw_one = lambda k, i: jax.random.normal(
-        jax.random.fold_in(k, i), x.shape[1:], dtype
-    )
-    return index, lambda i: jax.vmap(draw_one, (0, None))(key, i)
+    one = (*shape[: -x.ndim], *x.shape[1:])  # of one example
+    draw_one = lambda k, i: jax.random.normal(jax.random.fold_in(k, i), one, dtype)
+    draw = jax.vmap(draw_one, (0, None), out_axes=len(shape) - x.ndim)
+    return index, lambda i: draw(key, i)
 
 
-def _like(noise: Any, x: Array, dtype: Any) -> Array:
-    if jnp.shape(noise) != x.shape:
+def _shaped(noise: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    if jnp.shape(noise) != shape:
         raise ValueError(
-            f"noise must return the shape {x.shape} of x; it returned "
-            f"{jnp.shape(noise)}"
+            f"noise must return the shape {shape}; it returned {jnp.shape(noise)}"
         )
     return jnp.asarray(noise, dtype)

@@ -7,6 +7,7 @@ import pytest
 from laws.registry import MIXTURE
 
 from genlib import guidance, noise, samplers
+from genlib.types import StatefulDenoiser
 
 PATH = noise.Cosine()
 TIMES = samplers.uniform(PATH, 6)
@@ -232,3 +233,41 @@ def test_double_numpy_data_becomes_the_default_float():
 def test_noise_of_a_function_must_have_the_shape_of_x():
     with pytest.raises(ValueError, match="noise must return the shape"):
         run(samplers.ddpm(), jnp.ones((2, 2)), noise=lambda i: jnp.ones(2))
+
+
+def test_a_denoiser_may_remember_its_calls(key):
+    """Its memory goes from call to call, over segments too, and starts afresh."""
+    path = noise.EDM()
+    times = samplers.karras(path, 4)
+
+    counting = StatefulDenoiser(
+        init=lambda x: jnp.zeros(()),
+        apply=lambda x, t, count: (x * 0 + count, count + 1.0),
+    )
+    x = jnp.ones((1, 1))
+    # The last call, on the way to sigma = 0, returns how many there were before it.
+    assert samplers.sample(samplers.heun(), counting, path, times, x) == 6
+    assert samplers.sample(samplers.ddpm(), counting, path, times, x, key) == 3
+    assert counting(x, 1.0) == 0
+
+
+def test_two_draws_a_step(key):
+    path = noise.EDM()
+    times = samplers.karras(path, 4)
+    solver = samplers.Solver(
+        plan=lambda path, times: {"t": times[:-1]},
+        step=lambda denoise, x, state, row: (row["noise"][0] - row["noise"][1], state),
+        draws=2,
+    )
+    assert solver.stochastic
+    x = jnp.zeros((3, 2))
+    run = lambda **source: samplers.sample(
+        solver, lambda x, t: x, path, times, x, **source, save=lambda x: x
+    )[1]
+    table = jax.random.normal(key, (4, 2, 3, 2))
+    np.testing.assert_array_equal(run(noise=table), table[:, 0] - table[:, 1])
+    np.testing.assert_array_equal(run(noise=lambda i: table[i]), run(noise=table))
+    drawn = run(key=key)
+    assert len(np.unique(drawn)) == drawn.size
+    with pytest.raises(ValueError, match=r"one draw of \(2, 3, 2\)"):
+        run(noise=table[:, 0])
