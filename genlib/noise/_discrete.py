@@ -33,6 +33,8 @@ class DiscreteBetas(Path):
 
     betas: ArrayLike
 
+    norm = staticmethod(jnp.hypot)
+
     def __post_init__(self):
         betas = self.betas
         if isinstance(betas, list | tuple | float | int):

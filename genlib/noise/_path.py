@@ -1,6 +1,7 @@
 """What a path is, and its time derivative."""
 
 import abc
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -29,7 +30,14 @@ class Marginal(NamedTuple):
     sigma: Array
 
 
-class Path(abc.ABC):
+class Process:
+    """What runs from the data at t_min to noise, or other data, at t_max."""
+
+    t_min: ClassVar[float] = 0.0
+    t_max: Scalar = 1.0
+
+
+class Path(Process, abc.ABC):
     """A Gaussian forward process, called with a time.
 
     Write one as a frozen dataclass, registered as a pytree so that its settings can be
@@ -39,6 +47,8 @@ class Path(abc.ABC):
     Start with `types.float_array(t)`, and write sigma without 1 - alpha^2, which
     cancels near the data (sin beside cos, `sqrt(-expm1(x))` beside `exp(x / 2)`). Both
     must be differentiable just inside the ends: velocities and `euler` use their rates.
+    `norm`, where given, is homogeneous in (alpha, sigma) and 1 on the path (hypot where
+    variance is preserved, the sum on straight paths): `Shifted` stays on its family.
 
     >>> import dataclasses
     >>> @jax.tree_util.register_dataclass
@@ -55,8 +65,7 @@ class Path(abc.ABC):
     0.3
     """
 
-    t_min: ClassVar[float] = 0.0
-    t_max: Scalar = 1.0
+    norm: ClassVar[Callable[[Array, Array], Array] | None] = None
 
     @abc.abstractmethod
     def __call__(self, t: ArrayLike) -> Marginal:
@@ -151,7 +160,7 @@ def marginal_and_rate(path: Path, t: ArrayLike) -> tuple[Marginal, Marginal]:
     return path(t), rate
 
 
-def inside(path: Path, t: ArrayLike, step: Scalar = 1e-30) -> Array:
+def inside(path: Process, t: ArrayLike, step: Scalar = 1e-30) -> Array:
     """Move times at the ends of a path inside, where limits can be evaluated.
 
     Args:
@@ -170,7 +179,7 @@ def inside(path: Path, t: ArrayLike, step: Scalar = 1e-30) -> Array:
     return jnp.clip(t, path.t_min + step, path.t_max * (1 - jnp.finfo(t.dtype).eps))
 
 
-def check_time(path: Path, t: ArrayLike, name: str = "t") -> None:
+def check_time(path: Process, t: ArrayLike, name: str = "t") -> None:
     """Raise a ValueError if a concrete time is outside the path, or not a number.
 
     Traced times cannot be checked and pass.

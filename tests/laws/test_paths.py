@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from laws.registry import PATHS, each, inner_times
+from laws.registry import MORE_PATHS, PATHS, each, inner_times
 
 from genlib import noise
 
-every_path = pytest.mark.parametrize("path", **each(PATHS))
+every_path = pytest.mark.parametrize("path", **each(PATHS | MORE_PATHS))
 
 
 @every_path
