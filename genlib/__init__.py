@@ -7,14 +7,31 @@
 | `losses`     | per-example objectives, loss weights, time sampling                  |
 | `guidance`   | denoiser -> denoiser                                                 |
 | `samplers`   | solvers, time grids, the one sampling loop                           |
-| `metrics`    | Frechet distance, sliced Wasserstein, the exact Gaussian mixture     |
+| `likelihood` | log p(x) by the probability flow, bits per dimension                 |
+| `metrics`    | distances of samples, straightness, the exact Gaussian mixture       |
 | `nn`         | Flax NNX networks: MLP, UNet, DiT, embeddings (imports Flax)         |
 | `train`      | train state and step, sharding, checkpoints, the loop (imports Orbax)|
 
 `import genlib` loads the light rooms; `from genlib import nn, train` loads the others.
 """
 
-from genlib import guidance, losses, metrics, noise, prediction, samplers
+from genlib import (
+    guidance,
+    likelihood,
+    losses,
+    metrics,
+    noise,
+    prediction,
+    samplers,
+)
 
 __version__ = "0.1.0"
-__all__ = ["guidance", "losses", "metrics", "noise", "prediction", "samplers"]
+__all__ = [
+    "guidance",
+    "likelihood",
+    "losses",
+    "metrics",
+    "noise",
+    "prediction",
+    "samplers",
+]

@@ -42,7 +42,8 @@ class Checkpointer:
 
     Args:
       directory: made if it is missing.
-      keep: number of checkpoints to keep; older ones are removed after each save.
+      keep: number of checkpoints to keep; older ones are removed after each save. None
+        keeps all of them (`read_snapshots` reads the averages of all).
       metadata: JSON dict stored with each checkpoint (the configuration of the run).
 
     Raises:
@@ -63,10 +64,10 @@ class Checkpointer:
         self,
         directory: str | os.PathLike[str],
         *,
-        keep: int = 3,
+        keep: int | None = 3,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        if keep < 1:
+        if keep is not None and keep < 1:
             raise ValueError(f"keep must be at least 1; it is {keep}")
         self._metadata = _json("metadata", dict(metadata or {}))
         self._directory = Path(directory).absolute()

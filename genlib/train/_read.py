@@ -3,7 +3,7 @@
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from genlib import tree
+from genlib.train._ema import Snapshot
 from genlib.train._leaves import WrongModelError, compare, describe, target
 
 _Value = TypeVar("_Value")
@@ -40,8 +41,9 @@ def restore_params(
     Args:
       directory: of a `Checkpointer`.
       like: parameters of the same structure and shapes (arrays or
-        `jax.ShapeDtypeStruct`s), on whose shardings the result is put. Floats come back
-        in the dtype in which they were trained, float32.
+        `jax.ShapeDtypeStruct`s), on whose shardings the result is put; a tuple of them
+        for a run with several averages. Floats come back in the dtype in which they
+        were trained, float32.
       ema: the moving average (True) or the parameters of the last step (False).
 
     Raises:
@@ -53,30 +55,62 @@ def restore_params(
     ValueError: directory must hold a checkpoint; /nowhere holds none
     """
     piece = "ema" if ema else "params"
-
-    def read(step: int) -> Any:
-        stored = read_meta(manager, step)["leaves"]
-        stored = {k: v for k, v in stored.items() if k.partition("/")[0] == piece}
-        if not stored:
-            raise WrongModelError(
-                f"ema must be False for {directory}/{step}: it holds no average"
-            )
-        names = iter(tree.named(like, piece))
-
-        def wanted(leaf: Any) -> jax.ShapeDtypeStruct:
-            leaf, name = target(leaf), next(names)
-            if not tree.is_float(leaf) or name not in stored:
-                return leaf
-            dtype = jnp.dtype(stored[name].partition("[")[0])
-            return leaf.update(dtype=dtype)
-
-        pieces = {piece: jax.tree.map(wanted, like)}
-        compare(stored, describe(pieces), f"{directory}/{step}")
-        return read_arrays(manager, step, pieces)[piece]
-
     with _reader(directory) as manager:
-        params, _ = newest(manager, read)
+        params, _ = newest(
+            manager, lambda step: _read_piece(manager, step, piece, like)
+        )
     return params
+
+
+def read_snapshots(
+    directory: str | os.PathLike[str], like: Any, stds: float | Sequence[float]
+) -> list[Snapshot]:
+    """Read the averages of every checkpoint, for `posthoc_ema`.
+
+    A checkpoint that cannot be read is passed over with a warning.
+
+    Args:
+      directory: of a `Checkpointer`, usually with `keep=None`.
+      like: as for `restore_params`.
+      stds: the relative widths of the averages of the run, in the order in which
+        `init` and `make_step` got their `power_ema`; one number if there is one average
+        and no tuple.
+
+    Returns:
+      Snapshots in NumPy arrays, on the host.
+
+    Raises:
+      ValueError: if a checkpoint is one of another model or of other averages, or none
+        can be read.
+
+    >>> read_snapshots("/nowhere", {"w": jnp.ones(2)}, (0.05, 0.1))
+    Traceback (most recent call last):
+    ValueError: directory must hold a checkpoint; /nowhere holds none
+    """
+    widths = tuple(stds) if isinstance(stds, Sequence) else (stds,)
+    several = (like,) * len(widths) if isinstance(stds, Sequence) else like
+    snapshots = []
+    with _reader(directory) as manager:
+        for step in sorted(manager.all_steps()):
+            try:
+                found = _read_piece(manager, step, "ema", several)
+            except WrongModelError:
+                raise
+            except Exception as error:  # damage shows as almost any exception
+                warnings.warn(
+                    f"checkpoint {manager.directory}/{step} cannot be read "
+                    f"({type(error).__name__}: {error})",
+                    stacklevel=2,
+                )
+                continue
+            averages = jax.device_get(found if isinstance(stds, Sequence) else (found,))
+            pairs = zip(widths, averages, strict=True)
+            snapshots += [Snapshot(step, std, average) for std, average in pairs]
+    if not snapshots:
+        raise ValueError(
+            f"directory must hold a checkpoint that can be read; {directory} holds none"
+        )
+    return snapshots
 
 
 def newest(
@@ -132,6 +166,29 @@ def read_arrays(
         )
         for piece, values in pieces.items()
     }
+
+
+def _read_piece(
+    manager: ocp.CheckpointManager, step: int, piece: str, like: Any
+) -> Any:
+    """Return the parameters or the average of a step, in the dtypes it was saved in."""
+    where = f"{manager.directory}/{step}"
+    stored = read_meta(manager, step)["leaves"]
+    stored = {k: v for k, v in stored.items() if k.partition("/")[0] == piece}
+    if not stored:
+        raise WrongModelError(f"ema must be False for {where}: it holds no average")
+    names = iter(tree.named(like, piece))
+
+    def wanted(leaf: Any) -> jax.ShapeDtypeStruct:
+        leaf, name = target(leaf), next(names)
+        if not tree.is_float(leaf) or name not in stored:
+            return leaf
+        dtype = jnp.dtype(stored[name].partition("[")[0])
+        return leaf.update(dtype=dtype)
+
+    pieces = {piece: jax.tree.map(wanted, like)}
+    compare(stored, describe(pieces), where)
+    return read_arrays(manager, step, pieces)[piece]
 
 
 @contextlib.contextmanager

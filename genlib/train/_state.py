@@ -18,7 +18,7 @@ class State(NamedTuple):
       step: int32 scalar, the batches seen so far (skipped ones included; the
         optimizer's own count, inside `opt_state`, counts the applied updates).
       params: pytree; float leaves are the float32 master copies.
-      ema: float32 moving average of `params`, or None.
+      ema: float32 moving average of `params`, a tuple of several, or None.
       opt_state: the state of the optax transformation.
       key: typed key of the run; the draws of a step come from `fold_in(key, step)`.
     """
@@ -31,7 +31,11 @@ class State(NamedTuple):
 
 
 def init(
-    key: Key, params: Any, tx: optax.GradientTransformation, *, ema: bool = True
+    key: Key,
+    params: Any,
+    tx: optax.GradientTransformation,
+    *,
+    ema: bool | tuple[Any, ...] = True,
 ) -> State:
     """Make the state of a new run.
 
@@ -45,7 +49,8 @@ def init(
       key: typed key, scalar.
       params: pytree of arrays.
       tx: optax transformation; it sees float leaves only.
-      ema: whether to keep a moving average (its rate is set in `make_step`).
+      ema: whether to keep a moving average (its decay is set in `make_step`); a tuple,
+        the one that `make_step` is given, keeps one for each entry.
 
     Raises:
       ValueError: if `key` is not one typed key.
@@ -59,10 +64,14 @@ def init(
         raise ValueError(f"key must be one typed key (jax.random.key); it is {key!r}")
     params = tree.own(params)
     trainable, _ = tree.split_floats(params)
+    if isinstance(ema, tuple):
+        average = tuple(tree.own(params) for _ in ema)
+    else:
+        average = tree.own(params) if ema else None
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        ema=tree.own(params) if ema else None,
+        ema=average,
         # Some transformations keep the parameters themselves in their state.
         opt_state=tree.own(tx.init(trainable)),
         key=tree.own(key),

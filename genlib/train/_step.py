@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from genlib import tree
+from genlib.train._ema import Decay
 from genlib.train._state import State
 from genlib.types import Array, Key, compute_dtype
 
@@ -23,7 +24,7 @@ def make_step(
     loss_fn: LossFn,
     tx: optax.GradientTransformation,
     *,
-    ema: float | Array | None = 0.999,
+    ema: float | Array | Decay | tuple[float | Array | Decay, ...] | None = 0.999,
     ema_warmup: bool = True,
     accumulate: int = 1,
     clip_norm: float | Array | None = None,
@@ -50,10 +51,12 @@ def make_step(
         of examples where all count the same), `aux` a dict of `(sum, weight)` pairs of
         scalars, each averaged over the batch in the same way.
       tx: the transformation given to `init`. It sees float32 gradients of float leaves.
-      ema: decay of the moving average of the parameters, in [0, 1); None if the state
-        was made with `init(..., ema=False)`.
-      ema_warmup: use min(ema, (1 + step) / (10 + step)), so that the first, random
-        parameters are soon forgotten.
+      ema: decay of the moving average of the parameters, in [0, 1), or a function from
+        `state.step` to it (`power_ema`, `warmup_ema`); a tuple of these for several
+        averages, if the state was made with `init(..., ema=that tuple)`; None if it was
+        made with `init(..., ema=False)`.
+      ema_warmup: use min(ema, (1 + step) / (10 + step)) for a decay that is a number,
+        so that the first, random parameters are soon forgotten.
       accumulate: microbatches of a batch, run one after another under `lax.scan`; sums
         are kept in float32.
       clip_norm: largest global gradient norm, applied after accumulation; None for
@@ -85,12 +88,7 @@ def make_step(
     _check_settings(ema, accumulate, clip_norm, nonfinite)
 
     def step(state: State, batch: Any) -> tuple[State, Metrics]:
-        if (ema is None) != (state.ema is None):
-            raise ValueError(
-                "ema must be a decay where the state holds an average, and None where "
-                f"init(..., ema=False) made it; ema is {ema} and the state holds "
-                f"{'none' if state.ema is None else 'one'}"
-            )
+        _check_average(ema, state)
         trainable, fixed = tree.split_floats(state.params)
         key = jax.random.fold_in(state.key, state.step)
 
@@ -108,9 +106,7 @@ def make_step(
             gradient, _ = clip.update(gradient, optax.EmptyState())
         updates, opt_state = tx.update(gradient, state.opt_state, trainable)
         params = tree.merge(optax.apply_updates(trainable, updates), fixed)
-        average = state.ema
-        if ema is not None:
-            average = tree.lerp(average, params, _rate(ema, ema_warmup, state.step))
+        average = _average(ema, ema_warmup, state, params)
 
         new, skipped = (params, average, opt_state), jnp.zeros((), jnp.int32)
         if nonfinite == "skip":
@@ -176,8 +172,35 @@ def _mean(total: Array, weight: Array) -> Array:
     return (total / jnp.where(weight == 0, 1, weight)).astype(total.dtype)
 
 
-def _rate(ema: float | Array, warmup: bool, step: Array) -> float | Array:
-    """Return 1 - decay, without forming a float32 decay near 1."""
+def _average(ema: Any, warmup: bool, state: State, params: Any) -> Any:
+    """Return the moving average, or all of them, after a step to `params`."""
+    if ema is None:
+        return None
+    if not isinstance(ema, tuple):
+        return tree.lerp(state.ema, params, _rate(ema, warmup, state.step))
+    rates = [_rate(decay, warmup, state.step) for decay in ema]
+    pairs = zip(state.ema, rates, strict=True)
+    return tuple(tree.lerp(average, params, rate) for average, rate in pairs)
+
+
+def _check_average(ema: Any, state: State) -> None:
+    wanted = state.params
+    if ema is None or isinstance(ema, tuple):
+        wanted = None if ema is None else (state.params,) * len(ema)
+    if jax.tree.structure(wanted) != jax.tree.structure(state.ema):
+        raise ValueError(
+            "ema must be a decay where the state holds an average, the tuple given to "
+            "init(..., ema=...) where it holds several, and None where "
+            f"init(..., ema=False) made it; ema is {ema} and the state holds "
+            f"{'none' if state.ema is None else jax.tree.structure(state.ema)}"
+        )
+
+
+def _rate(ema: Any, warmup: bool, step: Array) -> Any:
+    """Return 1 - decay, for a constant without forming a float32 decay near 1."""
+    if callable(ema):
+        decay: Any = ema(step)
+        return 1 - decay
     return jnp.maximum(1 - ema, 9 / (10 + step)) if warmup else 1 - ema
 
 
@@ -214,8 +237,9 @@ def _scalar(name: str, value: Any) -> Array:
 
 
 def _check_settings(ema: Any, accumulate: Any, clip_norm: Any, nonfinite: Any) -> None:
-    if isinstance(ema, (int, float, np.number)) and not 0 <= ema < 1:
-        raise ValueError(f"ema must be in [0, 1); it is {ema}")
+    for decay in ema if isinstance(ema, tuple) else (ema,):
+        if isinstance(decay, (int, float, np.number)) and not 0 <= decay < 1:
+            raise ValueError(f"ema must be in [0, 1); it is {decay}")
     if not isinstance(accumulate, (int, np.integer)) or accumulate < 1:
         raise ValueError(f"accumulate must be an integer >= 1; it is {accumulate}")
     if isinstance(clip_norm, (int, float, np.number)) and not clip_norm > 0:

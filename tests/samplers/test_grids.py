@@ -1,5 +1,8 @@
 """Time grids."""
 
+import json
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -101,3 +104,110 @@ def test_ve_grids_end_once_at_its_own_smallest_noise(sigma_min):
         assert times[0] == 1
         assert times[-1] == 0
         assert np.diff(times).max() < -1e-3
+
+
+WANT = json.loads((Path(__file__).parent.parent / "golden/multistep.json").read_text())
+FLOW = WANT["flow"]
+
+
+def test_grids_of_kdiffusion():
+    path = noise.EDM(200.0)
+    times = samplers.polyexponential(path, 10, 2.0, sigma_min=0.002, sigma_max=80)
+    want = WANT["kdiffusion"]["sigmas_polyexponential_rho2"]
+    np.testing.assert_allclose(times, want, rtol=1e-12)
+    source = np.linspace(1, 1e-3, 10)
+    times = np.append(samplers.like(path, source, noise.VPLinear()), 0.0)
+    want = WANT["kdiffusion"]["sigmas_vp"]
+    np.testing.assert_allclose(times, want, rtol=1e-12)
+
+
+def test_beta_and_lu_grids_of_diffusers():
+    """The Lu grid is the exponential one."""
+    scaled = noise.DiscreteBetas(noise.scaled_linear_betas(1000))
+    for name, grid in [
+        ("diffusers_beta", samplers.beta),
+        ("diffusers_lu", samplers.uniform_log_snr),
+    ]:
+        sigma = np.array(WANT[name]["sigmas"])
+        ends = {"sigma_min": sigma[9], "sigma_max": sigma[0]}
+        edm = grid(noise.EDM(200.0), 10, **ends)
+        np.testing.assert_allclose(edm, sigma, rtol=1e-6)
+        chain = grid(scaled, 10, **ends)
+        back = samplers.tabulate(scaled, chain).log_snr
+        want = -2 * np.log(edm[:-1])
+        # The first, in float32 the end of the chain, is taken to be that end.
+        np.testing.assert_allclose(back[0], want[0], atol=1e-6)
+        np.testing.assert_allclose(back[1:-1], want[1:], atol=1e-9)
+
+
+def test_grids_of_flow_matching_in_diffusers():
+    """Its karras and beta grids are of sigma itself, which is t on this path."""
+    path, edm = noise.Rectified(), noise.EDM(1.0)
+    for name, grid in [
+        ("karras", samplers.karras),
+        ("exponential", samplers.uniform_log_snr),
+        ("beta", samplers.beta),
+    ]:
+        times = grid(edm, 5, sigma_min=0.001, sigma_max=1.0)
+        want = FLOW[f"FlowMatchEuler use_{name}_sigmas n=5"]
+        np.testing.assert_allclose(times, want, rtol=1e-5, atol=1e-9)
+    times = samplers.flow_shifted(path, 5, 3.0)
+    want = FLOW["FlowMatchEuler shift=3.0 custom sigmas linspace(1,.2,5)"]
+    np.testing.assert_allclose(times, want, rtol=1e-6)
+    times = samplers.flow_shifted(path, 5, np.exp(1.15))
+    want = FLOW["FlowMatchEuler dynamic exponential mu=1.15"]
+    np.testing.assert_allclose(times, want, rtol=1e-6)
+    times = samplers.flow_shifted(path, 5, 1.0, terminal=0.1)
+    want = FLOW["FlowMatchEuler shift_terminal=.1 n=5"]
+    np.testing.assert_allclose(times, want, rtol=1e-6)
+
+
+def test_the_shift_is_applied_once():
+    """diffusers shifts its default grid twice (issue 13243)."""
+    times = samplers.flow_shifted(noise.Rectified(), 5, 3.0, last=0.001)
+    want = [1, 0.9001200, 0.7503748, 0.5009990, 0.002994012, 0]
+    np.testing.assert_allclose(times, want, rtol=1e-6)
+    twice = FLOW["FlowMatchEuler shift=3.0 n=5 sigmas (default path, issue 13243)"]
+    assert np.abs(times - twice).max() > 1e-3
+
+
+def test_shift_terminal_of_one_step_is_finite():
+    """diffusers divides by zero there (issue 14411)."""
+    times = samplers.flow_shifted(noise.Rectified(), 1, 3.0, terminal=0.1)
+    np.testing.assert_array_equal(times, [1, 0])
+
+
+def test_a_shifted_grid_is_the_grid_of_the_shifted_path():
+    path = noise.Rectified()
+    times = samplers.flow_shifted(path, 6, 2.5)[1:-1]
+    want = samplers.tabulate(noise.Shifted(path, 2.5), samplers.uniform(path, 6)[1:-1])
+    got = samplers.tabulate(path, times)
+    np.testing.assert_allclose(got.log_snr, want.log_snr, atol=1e-9)
+
+
+def test_entropic_steps_decide_equally():
+    """For data N(0, s^2) the entropy falls as log(1 + s^2 SNR) / 2."""
+    s = 0.7
+    mmse = lambda log_snr: s**2 / (1 + s**2 * np.exp(log_snr))
+    times = samplers.entropic(noise.Cosine(), 8, mmse, to_zero=False)
+    log_snr = samplers.tabulate(noise.Cosine(), times).log_snr
+    fall = np.diff(np.log1p(s**2 * np.exp(log_snr)))
+    np.testing.assert_allclose(fall, fall.mean(), rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p: samplers.beta(p, 4, a=0.0), "a and b must be positive"),
+        (lambda p: samplers.power(p, 0), "steps must be"),
+        (lambda p: samplers.flow_shifted(p, 2.5), "steps must be"),
+        (lambda p: samplers.entropic(p, 4, lambda l: -l), "mmse must return"),
+        (
+            lambda p: samplers.like(noise.EDM(), [1.0, 0.5], noise.VPLinear()),
+            "times must have log-SNRs within",
+        ),
+    ],
+)
+def test_bad_grids(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(noise.Cosine())
