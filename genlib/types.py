@@ -1,7 +1,8 @@
 """The few nouns that every room shares, and the checks at their doors."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,8 @@ class Denoiser(Protocol):
     def __call__(self, x_t: Array, t: Array, /) -> Array: ...
 
 
-class StatefulDenoiser(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class StatefulDenoiser:
     """A denoiser that remembers its last calls, as guidance with momentum does.
 
     `samplers.sample` carries the memory from call to call, so that everything stays a

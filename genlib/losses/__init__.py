@@ -1,49 +1,186 @@
 """Per-example objectives. A loss never reduces over the batch: the train step does.
 
-| function                                     | what it gives              |
-|----------------------------------------------|----------------------------|
-| `denoising(key, predict, path, x_0, kind=...)` | [B] weighted squared error |
+| loss [B]                                   | trains                     | arXiv      |
+|--------------------------------------------|----------------------------|------------|
+| `denoising(key, predict, path, x_0)`       | any kind of prediction     | 2006.11239 |
+| `flow_matching(key, predict, x_0, x_1)`    | a velocity between any two | 2302.00482 |
+| `mean_flow(key, predict, x_0, x_1)`        | a mean velocity u(x, s, t) | 2505.13447 |
+| `shortcut(key, predict, x_0, x_1)`         | the same, by half steps    | 2410.12557 |
+| `consistency_training(key, f, path, x_0)`  | x_0 from anywhere at once  | 2310.14189 |
+| `consistency_distillation(key, f, ...)`    | the same, from a denoiser  | 2303.01469 |
+| `progressive_distillation(key, ...)`       | one step for a model's two | 2202.00512 |
+| `classification(key, logits, path, ...)`   | a classifier of noisy data | 2105.05233 |
 
-| weight            | on the squared error of x_0                   | arXiv      |
-|-------------------|-----------------------------------------------|------------|
-| `unit`            | none: plain error of the network's own target |            |
-| `snr`             | SNR, the plain error of eps                   | 2006.11239 |
-| `edm(sigma_data)` | SNR + 1 / sigma_data^2                        | 2206.00364 |
-| `min_snr(gamma)`  | min(SNR, gamma)                               | 2303.09556 |
-| `on_x0(fn)`       | fn(log_snr): write your own                   |            |
+`reflow_pairs(transport, x_1)` makes the pairs of a next round of `flow_matching`.
 
-| times                         | distribution                     | arXiv      |
-|-------------------------------|----------------------------------|------------|
-| `uniform`                     | uniform over the path            |            |
-| `stratified`                  | one draw in each of B equal bins | 2107.00630 |
-| `log_normal_sigma(mean, std)` | ln(sigma / alpha) normal         | 2206.00364 |
-| `logit_normal(mean, std)`     | logit of the time normal         | 2403.03206 |
+The variational bound of VDM (arXiv:2107.00630), in nats [B]: `vdm` is the sum of
+`vdm_diffusion` (continuous, or of T steps), `vdm_prior` and `vdm_reconstruction`.
+`hybrid` trains iDDPM's learned variance (arXiv:2102.09672), and `uncertainty` weighs
+any loss by a learned log-variance (arXiv:2312.02696).
+
+| weight                | on the squared error of x_0                     | arXiv      |
+|-----------------------|-------------------------------------------------|------------|
+| `unit`                | none: plain error of the network's own target   |            |
+| `snr`                 | SNR, the plain error of eps                     | 2006.11239 |
+| `edm(sigma_data)`     | SNR + 1 / sigma_data^2                          | 2206.00364 |
+| `min_snr(gamma)`      | min(SNR, gamma)                                 | 2303.09556 |
+| `soft_min_snr(gamma)` | SNR gamma / (SNR + gamma)                       | 2401.11605 |
+| `sigmoid(bias)`       | SNR sigmoid(bias - log_snr)                     | 2303.00848 |
+| `p2(gamma, k)`        | SNR / (k + SNR)^gamma                           | 2204.00227 |
+| `sigma_sqrt`          | sigma^-2 of the velocity on `Rectified`         | 2403.03206 |
+| `cosmap`              | 2 / (pi (1 - 2 sigma + 2 sigma^2)) of the same  | 2403.03206 |
+| `likelihood`          | -d log_snr / dt SNR: g^2 of the score           | 2101.09258 |
+| `per_log_snr(weight)` | any weight times -d log_snr / dt                | 2303.00848 |
+| `on_x0(fn)`           | fn(log_snr): write your own                     |            |
+
+| times                            | distribution                         | arXiv      |
+|----------------------------------|--------------------------------------|------------|
+| `uniform`                        | uniform over the path                |            |
+| `stratified`                     | one draw in each of B equal bins     | 2107.00630 |
+| `low_discrepancy`                | equally spaced with a random offset  | 2107.00630 |
+| `logit_normal(mean, std)`        | logit of the time normal             | 2403.03206 |
+| `mode(scale)`                    | SD3's, with its mode in the middle   | 2403.03206 |
+| `beta(a, b)`                     | beta                                 |            |
+| `log_normal_sigma(mean, std)`    | ln(sigma / alpha) normal             | 2206.00364 |
+| `log_logistic_sigma(mean, s)`    | ln(sigma / alpha) logistic           |            |
+| `uniform_log_snr(low, high)`     | log-SNR uniform                      | 2303.00848 |
+| `uniform_on(other)`              | uniform on another path              | 2202.00512 |
+| `loss_second_moment(bins)`       | by the losses of late, in time       | 2102.09672 |
+| `adaptive_log_snr(low, high)`    | by the losses of late, in log-SNR    | 2303.00848 |
+
+The last two are `AdaptiveTimes`, with a state (`LossHistory`, `LossAverage`).
+
+| steps s <= t                  | distribution                           | arXiv      |
+|-------------------------------|----------------------------------------|------------|
+| `uniform_steps(steps)`        | steps of equal length in t             |            |
+| `karras_steps(steps)`         | steps of a Karras grid                 | 2303.01469 |
+| `log_normal_steps(steps)`     | the same, log-normal in sigma / alpha  | 2310.14189 |
+| `random_steps(times, share)`  | between two draws of times, or s = t   | 2505.13447 |
+| `dyadic_steps(levels, share)` | of length 2^-k, or s = t               | 2410.12557 |
+
+A `StepSampler` is any function (key, path, n, dtype) -> (s, t). `step_curriculum` gives
+the number of steps during consistency training, `inverse_step` is its weight, and
+`pseudo_huber` and `squared_distance` are distances of two answers.
 
 A `Weight` is any function (path, kind, t) -> [B]; a `TimeSampler` is any function
 (key, path, n, dtype) -> [n].
 """
 
+from genlib.losses._adaptive_times import (
+    AdaptiveTimes,
+    LossAverage,
+    LossHistory,
+    adaptive_log_snr,
+    loss_second_moment,
+)
+from genlib.losses._classifier import classification
+from genlib.losses._consistency import (
+    consistency_distillation,
+    consistency_training,
+    inverse_step,
+    pseudo_huber,
+    squared_distance,
+)
 from genlib.losses._denoising import denoising
+from genlib.losses._distillation import progressive_distillation
+from genlib.losses._elbo import vdm, vdm_diffusion, vdm_prior, vdm_reconstruction
+from genlib.losses._flow_matching import flow_matching, reflow_pairs
+from genlib.losses._hybrid import hybrid
+from genlib.losses._mean_flow import mean_flow, shortcut
+from genlib.losses._steps import (
+    StepSampler,
+    dyadic_steps,
+    karras_steps,
+    log_normal_steps,
+    random_steps,
+    step_curriculum,
+    uniform_steps,
+)
 from genlib.losses._times import (
     TimeSampler,
-    log_normal_sigma,
+    beta,
     logit_normal,
+    low_discrepancy,
+    mode,
     stratified,
     uniform,
 )
-from genlib.losses._weights import Weight, edm, min_snr, on_x0, snr, unit
+from genlib.losses._times_log_snr import (
+    log_logistic_sigma,
+    log_normal_sigma,
+    uniform_log_snr,
+    uniform_on,
+)
+from genlib.losses._uncertainty import uncertainty
+from genlib.losses._weights import (
+    Weight,
+    cosmap,
+    edm,
+    likelihood,
+    min_snr,
+    on_x0,
+    p2,
+    per_log_snr,
+    sigma_sqrt,
+    sigmoid,
+    snr,
+    soft_min_snr,
+    unit,
+)
 
 __all__ = [
+    "AdaptiveTimes",
+    "LossAverage",
+    "LossHistory",
+    "StepSampler",
     "TimeSampler",
     "Weight",
+    "adaptive_log_snr",
+    "beta",
+    "classification",
+    "consistency_distillation",
+    "consistency_training",
+    "cosmap",
     "denoising",
+    "dyadic_steps",
     "edm",
+    "flow_matching",
+    "hybrid",
+    "inverse_step",
+    "karras_steps",
+    "likelihood",
+    "log_logistic_sigma",
     "log_normal_sigma",
+    "log_normal_steps",
     "logit_normal",
+    "loss_second_moment",
+    "low_discrepancy",
+    "mean_flow",
     "min_snr",
+    "mode",
     "on_x0",
+    "p2",
+    "per_log_snr",
+    "progressive_distillation",
+    "pseudo_huber",
+    "random_steps",
+    "reflow_pairs",
+    "shortcut",
+    "sigma_sqrt",
+    "sigmoid",
     "snr",
+    "soft_min_snr",
+    "squared_distance",
+    "step_curriculum",
     "stratified",
+    "uncertainty",
     "uniform",
+    "uniform_log_snr",
+    "uniform_on",
+    "uniform_steps",
     "unit",
+    "vdm",
+    "vdm_diffusion",
+    "vdm_prior",
+    "vdm_reconstruction",
 ]

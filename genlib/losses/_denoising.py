@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
+from genlib.losses._parts import floating_batch, prediction_error, source
 from genlib.losses._times import TimeSampler, uniform
 from genlib.losses._weights import Weight, unit
 from genlib.noise import Path, perturb
-from genlib.prediction import Prediction, check_kind, target
+from genlib.prediction import Prediction, check_kind
 from genlib.types import Array, Key, compute_dtype
 
 
@@ -45,6 +45,7 @@ def denoising(
       ValueError: if `x_0` is not a floating batch, `kind` is not a `Prediction`, or
         the network returns another shape than it was given.
 
+    >>> import jax.numpy as jnp
     >>> from genlib import noise, prediction
     >>> x_0 = jnp.zeros((4, 2))
     >>> perfect = lambda x_t, t: x_t / t[:, None]  # eps, since x_0 = 0
@@ -53,25 +54,12 @@ def denoising(
     (4,)
     """
     check_kind(kind)
-    if x_0.ndim == 0 or not jnp.issubdtype(x_0.dtype, jnp.floating):
-        raise ValueError(
-            f"x_0 must be floating data [B, ...]; it is {x_0.dtype}{list(x_0.shape)}"
-        )
-    x_0 = jnp.asarray(x_0, jax.dtypes.canonicalize_dtype(x_0.dtype))
+    x_0 = floating_batch(x_0)
     key_time, key_noise = jax.random.split(key)
     dtype = compute_dtype(x_0.dtype)
     t = times(key_time, path, x_0.shape[0], dtype)
-    eps = jax.random.normal(key_noise, x_0.shape, dtype)
     # The noise keeps full precision: only what the network sees is rounded to bfloat16.
-    x_t = perturb(path, x_0.astype(dtype), eps, t)
-    x_in, t_in = kind.inputs(path(t), x_t, t)
-    value = predict(x_in.astype(x_0.dtype), t_in)
-    if value.shape != x_0.shape:
-        raise ValueError(
-            f"predict must return the shape {x_0.shape} of its input; "
-            f"it returned {value.shape}"
-        )
-    error = value.astype(dtype) - target(path, x_0.astype(dtype), eps, t, kind)
-    return weight(path, kind, t) * jnp.mean(
-        jnp.square(error), axis=tuple(range(1, x_0.ndim))
-    )
+    wide, eps = x_0.astype(dtype), source(key_noise, x_0, None)
+    x_t = perturb(path, wide, eps, t)
+    error = prediction_error(predict, path, kind, t, x_t, wide, eps, x_0.dtype)
+    return weight(path, kind, t) * error

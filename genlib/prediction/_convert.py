@@ -1,6 +1,8 @@
 """The one 2x2 system behind all conversions, and denoisers made from networks."""
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from genlib.types import (
     Array,
     ArrayLike,
     Denoiser,
+    StatefulDenoiser,
     concrete,
     expand_like,
     float_array,
@@ -201,12 +204,18 @@ def retime(denoise: Denoiser, source: Path, target: Path) -> Denoiser:
         s = source.time_at(jnp.clip(target.log_snr(t), *ends))
         return jnp.clip(s, source.t_min, source.t_max)
 
-    def denoise_on_target(x_t: Array, t: ArrayLike) -> Array:
+    def on_source(x_t: Array, t: ArrayLike) -> tuple[Array, Array]:
         t = float_array(t)
         s = time_on_source(t)
         scale = jnp.hypot(*source(s)) / jnp.hypot(*target(t))
-        return denoise((expand_like(scale, x_t) * x_t).astype(x_t.dtype), s)
+        return (expand_like(scale, x_t) * x_t).astype(x_t.dtype), s
 
+    denoise_on_target: Any = lambda x_t, t: denoise(*on_source(x_t, t))
+    if isinstance(denoise, StatefulDenoiser):
+        denoise_on_target = StatefulDenoiser(
+            denoise.init,
+            lambda x_t, t, memory: denoise.apply(*on_source(x_t, t), memory),
+        )
     check = getattr(denoise, "check_start", None)
     if check is not None:
 
@@ -215,6 +224,8 @@ def retime(denoise: Denoiser, source: Path, target: Path) -> Denoiser:
                 with jax.transfer_guard("allow"), jax.ensure_compile_time_eval():
                     check(time_on_source(float_array(t)))
 
+        if isinstance(denoise_on_target, StatefulDenoiser):
+            return dataclasses.replace(denoise_on_target, check_start=check_start)
         denoise_on_target.check_start = check_start
     return denoise_on_target
 

@@ -1,5 +1,7 @@
 """Laws of every kind of prediction, on every path."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,34 +17,50 @@ X_0 = np.array([[0.7, -1.2], [0.1, 0.4], [-2.0, 0.3]], np.float32)
 EPS = np.array([[-0.3, 0.9], [1.1, -0.8], [0.2, 1.7]], np.float32)
 
 
-def all_conversions(path, x_0, eps, t, sources):
-    """Return {(source, target): converted} for all 36 pairs, from true targets."""
-    x_t = noise.perturb(path, x_0, eps, t)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Around(noise.Path):
+    """A path near given times; as these are arguments, one program serves all."""
+
+    t: jax.Array
+    marginal: noise.Marginal
+    rate: noise.Marginal
+    t_min: jax.Array
+    t_max: jax.Array
+
+    def __call__(self, t):
+        at = lambda value, rate: value + rate * (t - self.t)
+        return noise.Marginal(*map(at, self.marginal, self.rate))
+
+
+def around(path, t):
+    ends = (jnp.asarray(end, t.dtype) for end in (path.t_min, path.t_max))
+    return Around(t, *noise.marginal_and_rate(path, t), *ends)
+
+
+@jit_once
+def all_conversions(path, values, x_t, t):
+    """Return {(source, target): converted} for all pairs."""
     return {
-        (source, target): prediction.convert(
-            path, sources[source], x_t, t, KINDS[source], KINDS[target]
+        f"{source} to {target}": prediction.convert(
+            path, value, x_t, t, KINDS[source], KINDS[target]
         )
-        for source in KINDS
+        for source, value in values.items()
         for target in KINDS
     }
 
 
 @every_path
-def test_all_36_conversions(path, x64):
+def test_all_conversions(path, x64):
     t = jnp.asarray(inner_times(path, 4), jnp.float64)
     x_0, eps = jnp.asarray(X_0, jnp.float64), jnp.asarray(EPS, jnp.float64)
-
-    @jit_once
-    def run(t):
-        true = {k: prediction.target(path, x_0, eps, t, v) for k, v in KINDS.items()}
-        return true, all_conversions(path, x_0, eps, t, true)
-
-    true, converted = run(t)
-    assert len(converted) == 36
-    for (source, target), got in converted.items():
-        np.testing.assert_allclose(
-            got, true[target], rtol=1e-7, atol=1e-9, err_msg=f"{source} to {target}"
-        )
+    x_t = noise.perturb(path, x_0, eps, t)
+    true = {k: prediction.target(path, x_0, eps, t, v) for k, v in KINDS.items()}
+    converted = all_conversions(around(path, t), true, x_t, t)
+    assert len(converted) == len(KINDS) ** 2
+    for pair, got in converted.items():
+        want = true[pair.split(" to ")[1]]
+        np.testing.assert_allclose(got, want, rtol=1e-7, atol=1e-9, err_msg=pair)
 
 
 @every_path
@@ -54,22 +72,23 @@ def test_conversions_at_the_ends(path, end):
     x_t = noise.perturb(path, X_0, EPS, t)
     true = {}
     for name, kind in KINDS.items():
-        if kind is prediction.SCORE and sigma == 0:
-            with pytest.raises(ValueError, match="SCORE is infinite"):
+        if name in ("score", "consistency") and sigma == 0:
+            with pytest.raises(ValueError, match="is infinite"):
                 prediction.target(path, X_0, EPS, t, kind)
         else:
             true[name] = prediction.target(path, X_0, EPS, t, kind)
-    values = true | {k: jnp.zeros_like(x_t) for k in KINDS if k not in true}
-    traced = jit_once(lambda t: all_conversions(path, X_0, EPS, t, values))(t)
-    for value in traced.values():
-        assert jnp.isfinite(value).all()
+    values = {k: true.get(k, jnp.zeros_like(x_t)) for k in KINDS}
+    here = around(path, t)
+    traced = all_conversions(here, values, x_t, t)
 
-    for (source, target), from_jit in traced.items():
+    for pair, from_jit in traced.items():
+        source, target = pair.split(" to ")
+        assert jnp.isfinite(from_jit).all(), pair
         same = source == target
         silent = source in ("eps", "score") and target not in ("eps", "score")
         silent = (silent and alpha == 0) or (source == "x0" and sigma == 0)
-        infinite = target == "score" and sigma == 0
-        arguments = path, values[source], x_t, t, KINDS[source], KINDS[target]
+        infinite = target in ("score", "consistency") and sigma == 0
+        arguments = here, values[source], x_t, t, KINDS[source], KINDS[target]
         if not same and (silent or infinite):
             with pytest.raises(ValueError, match=r"not determined|infinite"):
                 prediction.convert(*arguments)
@@ -84,11 +103,7 @@ def test_conversions_at_the_ends(path, end):
             rounding = 2e-5 + (5e-7 / alpha if alpha > 0 else 0)
             for value in (got, from_jit):
                 np.testing.assert_allclose(
-                    value,
-                    true[target],
-                    rtol=2e-4,
-                    atol=rounding,
-                    err_msg=f"{source} to {target}",
+                    value, true[target], rtol=2e-4, atol=rounding, err_msg=pair
                 )
 
 

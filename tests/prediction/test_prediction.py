@@ -6,7 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from laws.registry import GOLDEN, KINDS, MIXTURE, ZERO_SNR_BETAS, each
+from laws.registry import (
+    GOLDEN,
+    KINDS,
+    MIXTURE,
+    MORE_PATHS,
+    PATHS,
+    ZERO_SNR_BETAS,
+    each,
+    inner_times,
+)
 
 from genlib import guidance, noise, prediction, samplers
 
@@ -24,6 +33,16 @@ def test_edm_preconditioning(sigma):
     np.testing.assert_allclose(t_in, want["noise"], rtol=1e-5, atol=1e-7)
     x_0 = prediction.convert(path, value, x_t, sigma, kind, prediction.X0)
     np.testing.assert_allclose(x_0, want["skip"] * x_t + want["out"] * value, rtol=1e-5)
+
+
+def test_edm_target_has_unit_variance_on_any_path():
+    """Exactly: the coefficients of x_0 and eps, and at the ends too."""
+    for name, path in (PATHS | MORE_PATHS).items():
+        ends = jnp.array([path.t_min, path.t_max], jnp.float32)
+        t = jnp.concatenate([ends, inner_times(path)])
+        x_0, eps, scale = prediction.EDM(0.7)(*noise.marginal_and_rate(path, t))
+        variance = (0.7 * x_0) ** 2 + eps**2
+        np.testing.assert_allclose(variance, scale**2, rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("path", [noise.EDM(), noise.Cosine(), noise.Rectified()])

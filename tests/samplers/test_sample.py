@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from laws.registry import MIXTURE
 
-from genlib import guidance, noise, samplers
+from genlib import guidance, noise, prediction, samplers
 from genlib.types import StatefulDenoiser
 
 PATH = noise.Cosine()
@@ -167,8 +167,8 @@ def test_bad_times(times):
             {"key": jax.random.key(0), "noise": jnp.ones((6, 2, 2))},
             "both",
         ),
-        (jnp.ones((2, 2)), {"noise": jnp.ones((5, 2, 2))}, r"noise must be \[steps"),
-        (jnp.ones((2, 2)), {"noise": jnp.ones((6, 3, 2))}, r"noise must be \[steps"),
+        (jnp.ones((2, 2)), {"noise": jnp.ones((5, 2, 2))}, r"noise must be one draw"),
+        (jnp.ones((2, 2)), {"noise": jnp.ones((6, 3, 2))}, r"noise must be one draw"),
         (jnp.ones((2, 2)), {"key": jax.random.PRNGKey(0)}, "typed key"),
         (
             jnp.ones((2, 2)),
@@ -238,17 +238,25 @@ def test_noise_of_a_function_must_have_the_shape_of_x():
 def test_a_denoiser_may_remember_its_calls(key):
     """Its memory goes from call to call, over segments too, and starts afresh."""
     path = noise.EDM()
-    times = samplers.karras(path, 4)
-
     counting = StatefulDenoiser(
         init=lambda x: jnp.zeros(()),
         apply=lambda x, t, count: (x * 0 + count, count + 1.0),
     )
     x = jnp.ones((1, 1))
     # The last call, on the way to sigma = 0, returns how many there were before it.
-    assert samplers.sample(samplers.heun(), counting, path, times, x) == 6
-    assert samplers.sample(samplers.ddpm(), counting, path, times, x, key) == 3
-    assert counting(x, 1.0) == 0
+    elsewhere = noise.Cosine()
+    moved = prediction.retime(counting, path, elsewhere)
+    cases = [
+        (counting, path, samplers.karras(path, 4)),
+        (moved, elsewhere, samplers.uniform(elsewhere, 4)),
+    ]
+    for given in cases:
+        for solver in (samplers.unipc(), samplers.dpmpp_2s(), samplers.ddpm()):
+            drawn = [key] if solver.stochastic else []
+            last = samplers.sample(solver, *given, x, *drawn).item()
+            want = samplers.nfe(solver, *given[1:]) - 1
+            np.testing.assert_allclose(last, want, rtol=1e-5)
+        assert jax.jit(given[0])(x, 0.5) == 0
 
 
 def test_two_draws_a_step(key):
