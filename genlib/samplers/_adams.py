@@ -80,8 +80,8 @@ def deis(
 def lms(order: int = 4) -> Solver:
     """Linear multistep method in sigma / alpha: k-diffusion's LMS, "rhoAB-DEIS".
 
-    `deis(order, "rho", compat=True)`: Adams-Bashforth for d(x / alpha) / d(sigma / alpha) = eps
-    with the exact coefficients of unequal steps (arXiv:2204.13902).
+    Adams-Bashforth for d(x / alpha) / d(sigma / alpha) = eps, with the coefficients of
+    unequal steps: `deis(order, "rho", compat=True)` (arXiv:2204.13902).
 
     Args:
       order: 1 to 4; the first steps have lower orders.

@@ -4,9 +4,8 @@ Written for x itself in (alpha, sigma), so that a start at alpha = 0 and an end 
 sigma = 0 are finite.
 """
 
+import math
 from typing import Any
-
-import numpy as np
 
 from genlib.noise import Path
 from genlib.samplers._sample import Rows, Solver
@@ -34,16 +33,13 @@ def ddim(eta: Scalar = 0.0) -> Solver:
     >>> ddim().stochastic, ddim(0.5).stochastic
     (False, True)
     """
-    value = concrete(eta)
-    if value is not None and not 0 <= value <= 1:
-        raise ValueError(f"eta must be within [0, 1]; it is {eta}")
-    deterministic = value is not None and value == 0
+    deterministic = check_eta(eta)
 
     def plan(path: Path, times: Any) -> Rows:
         table = tabulate(path, times)
-        std = eta * _posterior_std(table)
-        rows = _rows_beside_noise(table, std)
-        return rows if deterministic else rows | {"std": std}
+        std = eta * posterior_std(*table.steps())
+        rows = rows_beside_noise(table, std)
+        return rows if deterministic else rows | noise_rows(table, std)
 
     return Solver(plan, affine_step, draws=0 if deterministic else 1)
 
@@ -73,92 +69,45 @@ def ddpm(variance: str = "small") -> Solver:
 
     def plan(path: Path, times: Any) -> Rows:
         table = tabulate(path, times)
-        std = _posterior_std(table)
-        rows = _rows_beside_noise(table, std)
+        std = posterior_std(*table.steps())
+        rows = rows_beside_noise(table, std)
         if variance == "large":
             xp = namespace(std)
             # q(x_t | x_s) has variance sigma_t^2 (1 - SNR_t / SNR_s).
             has_noise = table.sigma[1:] > 0
             scale = table.sigma[:-1] / xp.where(has_noise, table.sigma[1:], 1.0)
             std = xp.where(has_noise, std * scale, 0.0)
-        return rows | {"std": std}
+        return rows | noise_rows(table, std)
 
     return Solver(plan, affine_step, draws=1)
 
 
-def dpmpp_2m(
-    solver_type: str = "midpoint", *, lower_order_final: bool = False
-) -> Solver:
-    """DPM-Solver++(2M), second order and multistep (arXiv:2211.01095, alg. 2).
-
-    With h = (log_snr_s - log_snr_t) / 2, r = h_previous / h and the last two
-    predictions x_0, x_0':
-    x_s = (sigma_s / sigma_t) x_t + alpha_s (1 - e^-h) (x_0 + (x_0 - x_0') / (2 r)).
-    The first step, the one after a start at alpha = 0 and a step to sigma = 0 (all next
-    to an infinite log-SNR) are of first order.
-
-    Args:
-      solver_type: "midpoint" as above, or "heun", which weighs (x_0 - x_0') / r by
-        alpha_s (1 - (1 - e^-h) / h) instead (arXiv:2211.01095, app. A).
-      lower_order_final: take the last step with first order even if it ends above
-        sigma = 0, which helps below 15 steps.
-
-    Returns:
-      A deterministic solver with one denoiser call a step.
-
-    Raises:
-      ValueError: if `solver_type` is neither.
-
-    >>> dpmpp_2m().stochastic
-    False
-    """
-    if solver_type not in ("midpoint", "heun"):
-        raise ValueError(
-            f"solver_type must be 'midpoint' or 'heun'; it is {solver_type!r}"
-        )
-
-    def plan(path: Path, times: Any) -> Rows:
-        table = tabulate(path, times)
-        xp = namespace(table.alpha)
-        rows = _affine_rows(table, table.sigma[1:] / table.sigma[:-1])
-        second = (table.sigma[1:] > 0)[1:] & (table.alpha[:-2] > 0)
-        if lower_order_final:
-            second = second & (np.arange(second.shape[0]) < second.shape[0] - 1)
-        # Where the order is 1 some of these steps are infinite; 1 stands in for them.
-        log_snr = table.log_snr
-        h = xp.where(second, 0.5 * _difference(xp, log_snr[1:], second), 1.0)
-        h_previous = xp.where(second, 0.5 * _difference(xp, log_snr[:-1], second), 1.0)
-        if solver_type == "midpoint":
-            weight = 0.5 * rows["add"][1:]
-        else:
-            weight = table.alpha[2:] * (1.0 + xp.expm1(-h) / h)
-        slope = xp.where(second, weight * h / h_previous, 0.0)
-        slope = xp.concatenate([xp.zeros_like(table.t[:1]), slope])
-        return {
-            "t": rows["t"],
-            "keep": rows["keep"],
-            "now": rows["add"] + slope,
-            "before": -slope,
-        }
-
-    def step(denoise: Denoiser, x: Array, before: Array, row: Rows):
-        now = denoise(x, row["t"])
-        x = row["keep"] * x + row["now"] * now + row["before"] * before
-        return x, now
-
-    return Solver(plan, step, init=lambda x: 0 * x)
+def check_eta(eta: Scalar, most: float = 1.0, name: str = "eta") -> bool:
+    """Return whether eta is known to be 0, or raise a ValueError if it is no eta."""
+    value = concrete(eta)
+    if value is not None and not 0 <= value <= most:
+        what = f"within [0, {most:g}]" if most < math.inf else "at least 0"
+        raise ValueError(f"{name} must be {what}; it is {eta}")
+    return value is not None and value == 0
 
 
-def _affine_rows(table: Table, keep: Any) -> Rows:
+def affine_rows(table: Table, keep: Any) -> Rows:
     """Return the rows of x_s = keep x_t + (alpha_s - keep alpha_t) x_0."""
     add = table.alpha[1:] - keep * table.alpha[:-1]
     return {"t": table.t[:-1], "keep": keep, "add": add}
 
 
-def _rows_beside_noise(table: Table, std: Any) -> Rows:
+def rows_beside_noise(table: Table, std: Any) -> Rows:
     """Return the rows of a step that leaves room for noise of a standard deviation."""
-    left = _safe_sqrt(namespace(std), table.sigma[1:] ** 2 - std**2)
-    return _affine_rows(table, left / table.sigma[:-1])
+    left = safe_sqrt(namespace(std), table.sigma[1:] ** 2 - std**2)
+    return affine_rows(table, left / table.sigma[:-1])
+
+
+def noise_rows(table: Table, std: Any) -> Rows:
+    """Return the rows of noise with a standard deviation, over the step's log-SNRs."""
+    log_snr = table.log_snr
+    clock = namespace(log_snr).stack([log_snr[:-1], log_snr[1:]], axis=1)
+    return {"std": std, "clock": clock}
 
 
 def affine_step(denoise: Denoiser, x: Array, state: Any, row: Rows):
@@ -169,20 +118,13 @@ def affine_step(denoise: Denoiser, x: Array, state: Any, row: Rows):
     return x, state
 
 
-def _posterior_std(table: Table) -> Any:
+def posterior_std(start: Table, end: Table) -> Any:
     """Return sigma_s sqrt(1 - SNR_t / SNR_s), the posterior's standard deviation."""
-    xp = namespace(table.alpha)
-    root = table.alpha[:-1] * table.sigma[1:] / (table.alpha[1:] * table.sigma[:-1])
-    return table.sigma[1:] * _safe_sqrt(xp, 1.0 - root**2)
+    root = start.alpha * end.sigma / (end.alpha * start.sigma)
+    return end.sigma * safe_sqrt(namespace(root), 1.0 - root**2)
 
 
-def _safe_sqrt(xp: Any, x: Any) -> Any:
+def safe_sqrt(xp: Any, x: Any) -> Any:
     """Square root that is 0, with derivative 0, where rounding left x <= 0."""
     positive = x > 0
     return xp.where(positive, xp.sqrt(xp.where(positive, x, 1.0)), 0.0)
-
-
-def _difference(xp: Any, x: Any, finite: Any) -> Any:
-    """Return x[1:] - x[:-1] where that is finite, else 1."""
-    later, earlier = xp.where(finite, x[1:], 1.0), xp.where(finite, x[:-1], 0.0)
-    return later - earlier

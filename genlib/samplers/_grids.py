@@ -358,5 +358,6 @@ def _ends(path: Path) -> Any:
 
 
 def check_steps(steps: Any) -> None:
+    """Raise a ValueError unless `steps` is a positive integer."""
     if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
         raise ValueError(f"steps must be a positive integer; it is {steps!r}")

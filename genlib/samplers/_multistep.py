@@ -176,7 +176,7 @@ def dpm_multistep(
 
 
 def multistep(
-    plan: Callable[[Path, Any], Rows], order: int, of: str, draws: int = 0
+    plan: Callable[[Path, Any], Any], order: int, of: str, draws: int = 0
 ) -> Solver:
     """Return the solver whose rows `multistep_rows` made."""
 
@@ -231,7 +231,8 @@ def history(variable: Any, order: int) -> History:
     index = np.arange(steps)[:, None] - np.arange(order)
     finite = xp.isfinite(variable)
     usable = (index >= 0) & finite[np.maximum(index, 0)] & finite[1:, None]
-    value = xp.where(usable, variable[np.maximum(index, 0)], -np.arange(order) - 1.0)
+    stand_in = -1.0 - np.arange(order)[None]
+    value = xp.where(usable, variable[np.maximum(index, 0)], stand_in)
     return History(value, usable)
 
 
@@ -277,7 +278,7 @@ def interpolation_weights(
       [N, K].
     """
     z, weight = np.polynomial.legendre.leggauss(24)
-    z, weight = (z + 1) / 2, weight / 2
+    z, weight = (z[None] + 1) / 2, weight[None] / 2
     length = (end - start)[:, None]
     u = start[:, None] + length * z
     measure = kernel(u) * (weight * length)

@@ -25,7 +25,7 @@ _ADAMS = {
     4: np.array([55, -59, 37, -9]) / 24,
 }
 # Of Heun's and of the classical Runge-Kutta method.
-_SHARES = {2: np.array([1, 1]) / 2, 4: np.array([1, 2, 2, 1]) / 6}
+_SHARES = {2: (1 / 2, 1 / 2), 4: (1 / 6, 1 / 3, 1 / 3, 1 / 6)}
 
 
 def pndm(*, runge_kutta: bool = False) -> Solver:
@@ -55,7 +55,7 @@ def pndm(*, runge_kutta: bool = False) -> Solver:
     def plan(path: Path, times: Any) -> list[Rows]:
         table = tabulate(path, times)
         gain = _eps_gain(table)[:, None]
-        equal = [gain * adams[1:] for adams in _ADAMS.values()]
+        equal = [gain * adams[None, 1:] for adams in _ADAMS.values()]
         weights = highest_order(history(times, 4), equal)
         middle = 0.5 * (times[:-1] + times[1:])
         stops = [times[1:]] if calls == 2 else [middle, middle, times[1:]]

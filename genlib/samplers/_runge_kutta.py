@@ -11,79 +11,109 @@ from typing import Any
 import numpy as np
 
 from genlib.noise import Path
+from genlib.samplers._churn import Churn, churned, churning, is_still
 from genlib.samplers._exponential import affine_step
 from genlib.samplers._sample import Rows, Solver
 from genlib.samplers._table import Table, namespace, tabulate
 from genlib.types import Array, Denoiser
 
 
-def euler() -> Solver:
+def euler(churn: Churn | None = None) -> Solver:
     """Euler's method, first order (arXiv:2206.00364, alg. 1 without the correction).
 
+    Args:
+      churn: noise that every step adds first, see `Churn`; None is deterministic.
+
     Returns:
-      A deterministic solver with one denoiser call a step.
+      A solver with one denoiser call a step.
+
+    Raises:
+      ValueError: if a setting of `churn` is negative.
 
     >>> euler().stochastic
     False
     """
+    still = is_still(churn)
 
     def plan(path: Path, times: Any) -> Rows:
-        table = tabulate(path, times[:-1])
-        drift, pull = _velocity(path, table)
-        step_size = times[1:] - times[:-1]
-        return {"t": table.t, "keep": 1.0 + step_size * drift, "add": step_size * pull}
+        start, rows = _starts(path, times, churn)
+        table = tabulate(path, start)
+        drift, pull = velocity_rows(path, table)
+        step_size = times[1:] - start
+        keep, add = 1.0 + step_size * drift, step_size * pull
+        return rows | {"t": table.t, "keep": keep, "add": add}
 
-    return Solver(plan, affine_step)
+    return Solver(plan, churning(affine_step, churn), draws=0 if still else 1)
 
 
-def heun() -> Solver:
+def heun(churn: Churn | None = None) -> Solver:
     """Heun's method, second order: EDM's solver (arXiv:2206.00364, alg. 1).
 
     A step that ends at sigma = 0, where dx/dt is not defined, is an Euler step: n steps
     to sigma = 0 call the denoiser 2 n - 1 times. A compiled program holds the network
     twice for the loop and once for that last step.
 
+    Args:
+      churn: noise that every step adds first, see `Churn`; None is deterministic.
+
     Returns:
-      A deterministic solver with two denoiser calls a step.
+      A solver with two denoiser calls a step.
+
+    Raises:
+      ValueError: if a setting of `churn` is negative.
 
     >>> heun().stochastic
     False
     """
-    return _two_stage(1.0)
+    return _two_stage(1.0, churn)
 
 
-def midpoint() -> Solver:
+def midpoint(churn: Churn | None = None) -> Solver:
     """The midpoint method, second order (arXiv:2206.00364, alg. 3 with alpha = 1/2).
 
+    Args:
+      churn: noise that every step adds first, see `Churn`; None is deterministic.
+
     Returns:
-      A deterministic solver with two denoiser calls a step (one to sigma = 0).
+      A solver with two denoiser calls a step (one to sigma = 0).
+
+    Raises:
+      ValueError: if a setting of `churn` is negative.
 
     >>> midpoint().stochastic
     False
     """
-    return _two_stage(0.5)
+    return _two_stage(0.5, churn)
 
 
-def ralston() -> Solver:
+def ralston(churn: Churn | None = None) -> Solver:
     """Ralston's method, second order (arXiv:2206.00364, alg. 3 with alpha = 2/3).
 
+    Args:
+      churn: noise that every step adds first, see `Churn`; None is deterministic.
+
     Returns:
-      A deterministic solver with two denoiser calls a step (one to sigma = 0).
+      A solver with two denoiser calls a step (one to sigma = 0).
+
+    Raises:
+      ValueError: if a setting of `churn` is negative.
 
     >>> ralston().stochastic
     False
     """
-    return _two_stage(2.0 / 3.0)
+    return _two_stage(2.0 / 3.0, churn)
 
 
-def _two_stage(fraction: float) -> Solver:
+def _two_stage(fraction: float, churn: Churn | None) -> Solver:
     """Return the second-order method that probes dx/dt at a fraction of the step."""
+    still = is_still(churn)
 
     def plan(path: Path, times: Any) -> Rows | list[Rows]:
-        xp = namespace(times)
-        steps, step_size = times.shape[0] - 1, times[1:] - times[:-1]
-        probe = times[1:] if fraction == 1.0 else times[:-1] + fraction * step_size
-        table = tabulate(path, xp.concatenate([times[:-1], probe, times[-1:]]))
+        start, rows = _starts(path, times, churn)
+        steps, step_size = times.shape[0] - 1, times[1:] - start
+        probe = times[1:] if fraction == 1.0 else start + fraction * step_size
+        xp = namespace(times, start)
+        table = tabulate(path, xp.concatenate([start, probe, times[-1:]]))
         xp = namespace(table.sigma)
         # A step to sigma = 0, where dx/dt is not defined, is Euler's.
         to_zero = (table.sigma[-1] == 0) & (np.arange(steps) == steps - 1)
@@ -92,8 +122,8 @@ def _two_stage(fraction: float) -> Solver:
             [c[:steps], xp.where(to_zero, c[:steps], c[steps : 2 * steps])], axis=1
         )
         nodes = Table(*(pairs(column) for column in table))
-        drift, pull = _velocity(path, nodes)
-        rows = {
+        drift, pull = velocity_rows(path, nodes)
+        rows |= {
             "t": nodes.t,
             "drift": drift,
             "pull": pull,
@@ -118,10 +148,17 @@ def _two_stage(fraction: float) -> Solver:
         there = velocity(x + row["probe"] * here, 1)
         return x + (row["first"] * here + row["second"] * there), state
 
-    return Solver(plan, step)
+    return Solver(plan, churning(step, churn), draws=0 if still else 1)
 
 
-def _velocity(path: Path, table: Table) -> tuple[Any, Any]:
+def _starts(path: Path, times: Any, churn: Churn | None) -> tuple[Any, Rows]:
+    """Return the times from which steps start, and the rows of what comes before."""
+    if churn is None or is_still(churn):
+        return times[:-1], {}
+    return churned(path, times, churn)
+
+
+def velocity_rows(path: Path, table: Table) -> tuple[Any, Any]:
     """Return the coefficients of dx/dt = drift x + pull x_0."""
     rates = table.alpha_rate, table.sigma_rate
     if namespace(*rates) is np and not np.isfinite(rates).all():

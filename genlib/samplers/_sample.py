@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from genlib.noise import Path, check_time
+from genlib.samplers._brownian import Brownian
+from genlib.samplers._noise import Rows, noise_stream
 from genlib.types import (
     Array,
     ArrayLike,
@@ -17,8 +19,6 @@ from genlib.types import (
     compute_dtype,
     concrete,
 )
-
-Rows = dict[str, Any]
 
 
 class Solver(NamedTuple):
@@ -31,7 +31,9 @@ class Solver(NamedTuple):
       plan: `(path, times) -> rows`, a dict of tables with one row for each step between
         two times of the grid. `rows["t"]` holds the time (or times, [rows, calls]) at
         which the step calls the denoiser. Where some steps call it less often than
-        others, a list of such dicts, which are run one after another.
+        others, a list of such dicts, which are run one after another. If its noise is
+        that of the reverse SDE, `rows["clock"]` [rows, draws + 1] are the log-SNRs
+        between which its draws are increments, for `samplers.brownian`.
       step: `(denoise, x, state, row) -> (x, state)`. If the solver is stochastic,
         `row["noise"]` is standard normal noise: like x for one draw a step, or
         [draws, *x.shape].
@@ -66,13 +68,13 @@ class Solver(NamedTuple):
 
 def sample(
     solver: Solver,
-    denoise: Denoiser,
+    denoise: Denoiser | StatefulDenoiser,
     path: Path,
     times: ArrayLike,
     x: Array,
     key: Key | None = None,
     *,
-    noise: Callable[[Array], Array] | ArrayLike | None = None,
+    noise: Callable[[Array], Array] | Brownian | ArrayLike | None = None,
     save: Callable[[Array], Any] | None = None,
 ) -> Any:
     """Carry x from times[0] to times[-1] with a solver, under `lax.scan`.
@@ -91,7 +93,8 @@ def sample(
       key: one typed key, or one for each example [B]; only stochastic solvers use it.
       noise: instead of a key, the standard normal noise itself: an array [N, B, ...],
         or a function from the index of the step to such an array [B, ...]. Solvers with
-        more than one draw a step want [N, draws, B, ...] and [draws, B, ...].
+        more than one draw a step want [N, draws, B, ...] and [draws, B, ...]. Or
+        `samplers.brownian(key)`, the same path for every grid.
       save: maps x after each step to what should be kept of it.
 
     Returns:
@@ -122,37 +125,38 @@ def sample(
 
     dtype = compute_dtype(x.dtype)
     segments = _segments(solver, path, grid)
-    draw = None
+    stream = None
     if solver.stochastic:
-        total = sum(len(segment["t"]) for segment in segments)
-        index, draw = _noise_source(key, noise, x, total, solver.draws, dtype)
-    stateful = isinstance(denoise, StatefulDenoiser)
+        stream = noise_stream(key, noise, x, segments, solver.draws, dtype)
 
     def body(carry, row):
-        x_t, state, memory = carry
-        if draw is not None:
-            row = row | {"noise": draw(row["noise"])}
+        x_t, state, memory, drawn = carry
+        if stream is not None:
+            noise, drawn = stream.draw(drawn, row)
+            row = row | {"noise": noise}
 
         def call(x_t: Array, t: Array) -> Array:
             nonlocal memory
             x_in = x_t.astype(x.dtype)
-            if not stateful:
-                return denoise(x_in, t).astype(dtype)
-            x_0, memory = denoise.apply(x_in, t, memory)
+            if isinstance(denoise, StatefulDenoiser):
+                x_0, memory = denoise.apply(x_in, t, memory)
+            else:
+                x_0 = denoise(x_in, t)
             return x_0.astype(dtype)
 
         x_t, state = solver.step(call, x_t, state, row)
         kept = None if save is None else save(x_t.astype(x.dtype))
-        return (x_t, state, memory), kept
+        return (x_t, state, memory, drawn), kept
 
     start = x.astype(dtype)
-    memory = denoise.init(start) if stateful else ()
-    carry, saved, done = (start, solver.init(start), memory), [], 0
+    memory = denoise.init(start) if isinstance(denoise, StatefulDenoiser) else ()
+    carry = (start, solver.init(start), memory, () if stream is None else stream.state)
+    saved, done = [], 0
     for segment in segments:
         rows = {name: _cast(column, dtype) for name, column in segment.items()}
         steps = len(rows["t"])
-        if draw is not None:
-            rows["noise"] = index[done : done + steps]
+        if stream is not None:
+            rows["noise"] = stream.column[done : done + steps]
         carry, kept = jax.lax.scan(body, carry, rows)
         saved, done = [*saved, kept], done + steps
     end = carry[0].astype(x.dtype)
@@ -204,50 +208,3 @@ def check_times(path: Path, times: ArrayLike) -> Any:
             f"times must decrease, from noise to data; they are {values.tolist()}"
         )
     return grid
-
-
-def _noise_source(
-    key: Key | None, noise: Any, x: Array, steps: int, draws: int, dtype: Any
-) -> tuple[Array, Callable[[Array], Array]]:
-    """Return what each row carries, and how noise is drawn from it."""
-    if (key is None) == (noise is None):
-        raise ValueError(
-            "this solver is stochastic: sample needs either key or noise; it got "
-            + ("both" if key is not None else "neither")
-        )
-    index = jnp.arange(steps)
-    shape = x.shape if draws == 1 else (draws, *x.shape)
-    if noise is not None:
-        if callable(noise):
-            return index, lambda i: _shaped(noise(i), shape, dtype)
-        table = jnp.asarray(noise, dtype)
-        if table.shape[1:] != shape or table.shape[0] < steps:
-            raise ValueError(
-                f"noise must be one draw of {shape} for each step, {(steps, *shape)}; "
-                f"its shape is {table.shape}"
-            )
-        return table[:steps], lambda drawn: drawn
-
-    if not isinstance(key, jax.Array) or not jnp.issubdtype(
-        key.dtype, jax.dtypes.prng_key
-    ):
-        raise ValueError("key must be a typed key from jax.random.key")
-    if not key.ndim:
-        key = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(x.shape[0]))
-    if key.shape != x.shape[:1]:
-        raise ValueError(
-            f"key must be one key or one for each of {x.shape[0]} examples; "
-            f"its shape is {key.shape}"
-        )
-    one = (*shape[: -x.ndim], *x.shape[1:])  # of one example
-    draw_one = lambda k, i: jax.random.normal(jax.random.fold_in(k, i), one, dtype)
-    draw = jax.vmap(draw_one, (0, None), out_axes=len(shape) - x.ndim)
-    return index, lambda i: draw(key, i)
-
-
-def _shaped(noise: Any, shape: tuple[int, ...], dtype: Any) -> Array:
-    if jnp.shape(noise) != shape:
-        raise ValueError(
-            f"noise must return the shape {shape}; it returned {jnp.shape(noise)}"
-        )
-    return jnp.asarray(noise, dtype)

@@ -28,6 +28,10 @@ class Table(NamedTuple):
     sigma_rate: Any
     log_snr: Any
 
+    def steps(self) -> tuple["Table", "Table"]:
+        """Return the table at the starts and at the ends of its steps."""
+        return Table(*(c[:-1] for c in self)), Table(*(c[1:] for c in self))
+
 
 def tabulate(path: Path, times: ArrayLike) -> Table:
     """Evaluate a path on a grid: marginals, their rates and log-SNR.
