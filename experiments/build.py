@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from experiments import flow_map
 from experiments._spec import part
 from genlib import guidance, losses, nn, noise, prediction, samplers, train
 from genlib.types import Array, Key
@@ -26,9 +27,16 @@ from genlib.types import Array, Key
 PATHS = ("VPLinear", "Cosine", "Rectified", "VE", "EDM")
 KINDS = ("X0", "EPS", "V", "SCORE", "VELOCITY", "EDM")
 WEIGHTS = ("unit", "snr", "edm", "min_snr")
-TIMES = ("uniform", "stratified", "log_normal_sigma", "logit_normal")
+TIMES = (
+    "uniform",
+    "stratified",
+    "log_normal_sigma",
+    "logit_normal",
+    "uniform_log_snr",
+)
 NETWORKS = ("MLP", "UNet", "DiT")
 SOLVERS = ("ddim", "ddpm", "euler", "heun", "midpoint", "ralston", "dpmpp_2m")
+LOSSES = ("mean_flow",)  # instead of denoising
 GRIDS = ("uniform", "uniform_log_snr", "karras")
 
 Config = Any  # a ConfigDict: no type checker knows its entries
@@ -82,7 +90,11 @@ def network(
         given["in_features"] = math.prod(shape)
     else:
         given["in_channels"] = shape[-1]
-    return nn.from_nnx(part("model", config.model, nn, NETWORKS, **given))
+    module = part("model", config.model, nn, NETWORKS, **given)
+    if _flow_map_loss(config) is not None:
+        rngs = nnx.Rngs(config.seed + 1)
+        module.condition = flow_map.TwoTimes(module.condition, rngs=rngs)
+    return nn.from_nnx(module)
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
@@ -94,12 +106,16 @@ def optimizer(config: Config) -> optax.GradientTransformation:
 
 
 def loss_function(config: Config, apply: Apply, num_classes: int) -> train.LossFn:
-    """Build the denoising loss of a class-conditional network.
+    """Build the loss of a class-conditional network: `config.loss`, or denoising.
 
     Some labels become the null class, so that the same network is the unconditional
     model that guidance needs; dropout is on.
+
+    Raises:
+      ValueError: if an entry names no part, or one that the loss cannot use.
     """
     path, kind, weight, times = process(config)
+    two_times = _flow_map_loss(config)
 
     def loss_fn(params: Any, batch: Any, key: Key) -> tuple[Array, int, dict]:
         key_labels, key_dropout, key_loss = jax.random.split(key, 3)
@@ -107,15 +123,12 @@ def loss_function(config: Config, apply: Apply, num_classes: int) -> train.LossF
             key_labels, batch["label"], config.drop_labels, num_classes
         )
         predict = lambda x, t: apply(params, x, t, labels, key_dropout)
-        loss = losses.denoising(
-            key_loss,
-            predict,
-            path,
-            batch["image"],
-            kind=kind,
-            weight=weight,
-            times=times,
-        )
+        x_0 = batch["image"]
+        if two_times is None:
+            settings = {"kind": kind, "weight": weight, "times": times}
+            loss = losses.denoising(key_loss, predict, path, x_0, **settings)
+        else:
+            loss = two_times(key_loss, predict, path, x_0, times)
         return loss.sum(), loss.size, {}
 
     return loss_fn
@@ -159,7 +172,12 @@ def sampler(
             f"{settings['guidance']} and {settings['batch']}"
         )
     path, kind = process(config)[:2]
-    step = part("solver", _called(solver or settings["solver"]), samplers, SOLVERS)
+    is_map = _flow_map_loss(config) is not None
+    name = solver or settings["solver"]
+    to_next = is_map and name == "flow_map"
+    step = samplers.euler()
+    if not to_next:
+        step = part("solver", _called(name), samplers, SOLVERS)
     grid = lambda count: part(
         "grid", _called(settings["grid"]), samplers, GRIDS, path=path, steps=count
     )
@@ -177,6 +195,8 @@ def sampler(
 
         def denoiser(labels: Array):
             predict = lambda x, t: apply(params, x, t, labels)
+            if is_map:
+                predict = flow_map.velocity(predict, times if to_next else None)
             return prediction.denoiser(predict, path, kind)
 
         denoise = denoiser(labels)
@@ -199,6 +219,20 @@ def sampler(
         return np.concatenate(images)[: len(labels)]
 
     return Sampler(draw_all, cost(steps))
+
+
+def _flow_map_loss(config: Config) -> flow_map.Loss | None:
+    """Return the loss of a network of two times, None where the config has none."""
+    text = config.get("loss", "")
+    if not text:
+        return None
+    loss = part("loss", _called(text), flow_map, LOSSES)
+    if config.kind != "VELOCITY" or config.weight != "unit":
+        raise ValueError(
+            'kind and weight must be "VELOCITY" and "unit" for a flow map, got '
+            f"{config.kind!r} and {config.weight!r}"
+        )
+    return loss
 
 
 def _called(text: str) -> str:

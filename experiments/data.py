@@ -107,7 +107,12 @@ def load(
 
 
 def batches(
-    dataset: Dataset, batch_size: int, seed: int, *, flip: bool = False
+    dataset: Dataset,
+    batch_size: int,
+    seed: int,
+    *,
+    flip: bool = False,
+    dequantize: bool = False,
 ) -> Callable[[int], Batch]:
     """Give training batches by number: the same batch k whoever asks, and when.
 
@@ -120,6 +125,8 @@ def batches(
       batch_size: examples in a batch, B.
       seed: of the permutations and flips.
       flip: mirror half of the images left to right, chosen anew each epoch.
+      dequantize: spread each pixel uniformly over its bin, half a level to either side,
+        anew in each batch: a density can then be fitted to the images.
 
     Returns:
       A function of a step >= 0 to a dict of `image`, float32 [B, H, W, C], and
@@ -161,6 +168,9 @@ def batches(
         image = images[index]
         if flip:
             image[mirrored] = image[mirrored, :, ::-1]
+        if dequantize:
+            u = np.random.RandomState([seed, step, 1]).rand(*image.shape)
+            image += (2 * u - 1) / (dataset.levels - 1)
         return {"image": image, "label": labels[index]}
 
     return batch

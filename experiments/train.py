@@ -6,8 +6,9 @@
 
 A config is a name in `experiments/configs` or a file like those. Every entry can be
 changed on the command line. The working directory gets `metrics.jsonl`, checkpoints,
-`samples.png` (one row for each class), `table.md` and `results.json`. A run that was
-stopped, even killed, goes on from its last checkpoint when it is started again.
+`samples.png` (one row for each class), `table.md`, `results.json` and, if the config
+asks for bits per dimension, `likelihood.json`. A run that was stopped, even killed,
+goes on from its last checkpoint when it is started again.
 """
 
 import json
@@ -21,7 +22,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from experiments import build, data, plots
+from experiments import build, data, likelihood, plots
 from experiments._cli import one_line_errors, parse, say
 from experiments.evaluate import evaluate
 from genlib import train
@@ -31,7 +32,8 @@ WORKDIR = flags.DEFINE_string("workdir", None, "by default runs/NAME")
 TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error was raised")
 
 # A run may be continued with other values of these; all others make another run.
-FREE = ("steps", "log_every", "save_every", "tensorboard", "sampling", "evaluation")
+FREE = ("steps", "log_every", "save_every", "tensorboard")
+FREE += ("sampling", "evaluation", "likelihood")
 
 
 def main(_: Sequence[str]) -> None:
@@ -58,6 +60,7 @@ def train_and_evaluate(config: build.Config, workdir: Path) -> None:
     params, apply = build.network(config, shape, num_classes)
     loss_fn = build.loss_function(config, apply, num_classes)
     draw = build.sampler(config, apply, shape, num_classes).draw
+    measure = likelihood.measurement(config, dataset, apply, params)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     say(f"{config.model}: {count:,} parameters on {jax.device_count()} device(s)")
 
@@ -69,6 +72,8 @@ def train_and_evaluate(config: build.Config, workdir: Path) -> None:
         images = draw(jax.random.key(config.seed), ema, labels)
         say(f"wrote {plots.grid(images, num_classes, 10, workdir / 'samples.png')}")
         report(evaluate(config, dataset, apply, ema), workdir)
+        if measure is not None:
+            report_likelihood(measure(ema), workdir)
         say(f"done in {time.monotonic() - start:.0f} s")
 
 
@@ -86,7 +91,13 @@ def fit(
         "num_classes": dataset.num_classes,
     }
     check_same_run(workdir / "checkpoints", metadata)
-    batches = data.batches(dataset, config.batch_size, config.seed, flip=config.flip)
+    batches = data.batches(
+        dataset,
+        config.batch_size,
+        config.seed,
+        flip=config.flip,
+        dequantize=config.get("dequantize", False),
+    )
     tx, mesh = build.optimizer(config), train.make_mesh()
     state = train.init(jax.random.key(config.seed), params, tx)
     step = train.make_step(
@@ -152,6 +163,16 @@ def report(rows: list[dict[str, Any]], workdir: Path) -> None:
         f"{best['nearest']:.3f} ({best['solver']}, {best['NFE']} NFE), held-out images "
         f"{real['nearest']:.3f}. Nearer than the nearest 1 % of the held-out images: "
         f"{best['copies']:.1%} of the samples."
+    )
+
+
+def report_likelihood(row: dict[str, float], workdir: Path) -> None:
+    """Print and write the bits per dimension."""
+    (workdir / "likelihood.json").write_text(json.dumps(row, indent=1) + "\n")
+    say(
+        f"Held-out images given their class: at most {row['bits_per_dim']:.3f} +- "
+        f"{row['standard_error']:.3f} bits/dim ({row['images']} images, "
+        f"{row['probes']} solves each)"
     )
 
 

@@ -159,8 +159,8 @@ def test_a_downward_import_passes(module: str, source: str) -> None:
 def test_importing_genlib_stays_light() -> None:
     script = (
         "import sys, genlib\n"
-        "heavy = ['flax', 'optax', 'orbax', 'grain', 'matplotlib', 'tensorboardX',"
-        " 'tqdm', 'experiments', 'genlib.nn', 'genlib.train']\n"
+        "heavy = ['flax', 'optax', 'orbax', 'grain', 'matplotlib', 'diffrax',"
+        " 'tensorboardX', 'tqdm', 'experiments', 'genlib.nn', 'genlib.train']\n"
         "print(*[name for name in heavy if name in sys.modules])\n"
         "from genlib import nn, train\n"
         "print(*[name for name in ('matplotlib', 'grain') if name in sys.modules])"

@@ -17,13 +17,20 @@ from PIL import Image
 from experiments import build, data, train
 from experiments._cli import CONFIGS, config_file, one_line_errors, parse
 from experiments._spec import part
-from experiments.configs import cifar10_edm, digits_edm, digits_flow, mnist_flow
+from experiments.configs import (
+    cifar10_edm,
+    cifar10_vp,
+    digits_edm,
+    digits_flow,
+    digits_vp,
+    mnist_flow,
+)
 from genlib import noise
 
 ROOT = Path(train.__file__).parents[1]
 # ml_collections loads configs in a way that Python means to remove.
 LOADS_A_CONFIG = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-RECIPES = [digits_edm, digits_flow, mnist_flow, cifar10_edm]
+RECIPES = [digits_edm, digits_flow, digits_vp, mnist_flow, cifar10_edm, cifar10_vp]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -18,6 +18,20 @@ from laws.registry import (
 from genlib import metrics, noise, prediction, samplers
 
 ALL_SOLVERS = SOLVERS | MORE_SOLVERS | FEW_STEP_SOLVERS
+# Of the same plan as another one: the dearest law leaves them out.
+ALIKE = {
+    "dpmpp_3m_compat",
+    "dpm_solver_multistep_3",
+    "dpm_solver_2",
+    "dpmpp_2s",
+    "dpmpp_3s",
+    "deis_2_t",
+    "pndm",
+    "unipc_3_bh1",
+    "dpm2",
+    "dpmpp_2m_sde",
+    "dpmpp_2s_ancestral",
+}
 every_solver = pytest.mark.parametrize("solver", **each(ALL_SOLVERS))
 more_solvers = pytest.mark.parametrize("solver", **each(MORE_SOLVERS))
 
@@ -94,8 +108,8 @@ def test_every_kind_samples_the_mixture(path, solver, key):
 
 
 @more_solvers
-@pytest.mark.parametrize("path", [noise.EDM(), noise.Rectified()])
-def test_more_solvers_sample_the_mixture(path, solver, key):
+def test_more_solvers_sample_the_mixture(solver, key):
+    path = noise.Rectified()
     steps = 150 if solver.stochastic else 40
     times = samplers.uniform_log_snr(path, steps)
     x_T = noise.prior(key, path, (N, 2), t=times[0])
@@ -115,19 +129,13 @@ def test_more_solvers_sample_the_mixture(path, solver, key):
         for path in (PATHS if name in SOLVERS else ("vp", "betas_zero_snr"))
     ],
 )
-@pytest.mark.parametrize("steps", [1, 2])
-def test_few_steps_work_from_end_to_end(path, solver, steps, key):
-    times = samplers.uniform(path, steps)
-    x = samplers.sample(
-        solver,
-        MIXTURE.denoiser(path),
-        path,
-        times,
-        noise.prior(key, path, (3, 2)),
-        key,
-    )
-    assert x.shape == (3, 2)
-    assert jnp.isfinite(x).all()
+def test_few_steps_work_from_end_to_end(path, solver, key):
+    for steps in (1, 2) if solver in MORE_SOLVERS.values() else (1,):
+        times = samplers.uniform(path, steps)
+        x_T = noise.prior(key, path, (3, 2))
+        x = samplers.sample(solver, MIXTURE.denoiser(path), path, times, x_T, key)
+        assert x.shape == (3, 2)
+        assert jnp.isfinite(x).all()
 
 
 @every_solver
@@ -141,8 +149,15 @@ def test_one_step_to_zero_is_the_denoiser(solver, key):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
-@every_solver
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+@pytest.mark.parametrize(
+    ("solver", "dtype"),
+    [
+        pytest.param(solver, dtype, id=f"{name}-{dtype}")
+        for name, solver in ALL_SOLVERS.items()
+        for dtype in ("bfloat16", "float16", "float32", "float64")
+        if name in SOLVERS or dtype in ("bfloat16", "float32")
+    ],
+)
 def test_dtype_is_kept(solver, dtype, key, x64):
     path = noise.Cosine()
     seen = set()
@@ -220,7 +235,10 @@ def test_jit_equals_eager_and_vmap_equals_a_loop(solver, key):
     np.testing.assert_allclose(jax.jit(run)(x[0], keys[0]), eager[0], rtol=1e-4)
 
 
-@every_solver
+@pytest.mark.parametrize(
+    "solver",
+    **each({name: ALL_SOLVERS[name] for name in ALL_SOLVERS if name not in ALIKE}),
+)
 def test_traced_path_and_grid_give_the_same_samples(solver, key):
     x = jax.random.normal(key, (4, 2))
 

@@ -118,7 +118,9 @@ def test_addim_where_eps_is_zero():
     assert jnp.isfinite(jax.jacrev(run)(jnp.ones((1, 2)))).all()
 
 
-@pytest.mark.parametrize("solver", [samplers.lcm(), samplers.tcd(0.3)], ids=str)
+@pytest.mark.parametrize(
+    "solver", [samplers.lcm(), samplers.tcd(0.3)], ids=["lcm", "tcd"]
+)
 def test_one_step_is_one_call(solver, key):
     path = noise.Rectified()
     x = jax.random.normal(key, (5, 2))

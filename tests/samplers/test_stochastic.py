@@ -149,7 +149,6 @@ def test_no_churn_leaves_the_program_as_it_is():
             samplers.dpmpp_2m_sde(1.0, "heun"),
         ),
     ],
-    ids=str,
 )
 def test_limits(solver, limit, x64):
     """eta = 0 is the deterministic solver to 1e-15, and other ways to say the same."""
@@ -262,7 +261,6 @@ def test_diffusers_sa_solver(x64):
         (samplers.sa_solver(3, 3, 0.0, lower_order_final=False), 3, None),
         (samplers.addim(), 1, None),
     ],
-    ids=str,
 )
 def test_orders(solver, order, golden, x64):
     orders, counts = GOLDEN["orders"], [64, 128]
