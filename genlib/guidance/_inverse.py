@@ -222,6 +222,10 @@ def _measure(operator: Operator, y: Array, x_0: Array) -> tuple[Array, Map, Map]
             f"operator must return the shape {jnp.shape(y)} of y; it returned "
             f"{measured.shape}"
         )
+    if jnp.iscomplexobj(measured) or jnp.iscomplexobj(y):
+        raise ValueError(
+            "operator and y must be real: stack the real and the imaginary part"
+        )
     transpose = jax.linear_transpose(forward, x_0)
     residual = jnp.asarray(y, measured.dtype) - measured
     return residual, forward, lambda u: transpose(u)[0]

@@ -41,8 +41,8 @@ def bits_per_dim(
     if dimension < 1:
         raise ValueError(f"shape must hold at least one number; it is {tuple(shape)}")
     width = concrete(bin_width)
-    if width is not None and not width > 0:
-        raise ValueError(f"bin_width must be positive; it is {bin_width}")
+    if width is not None and not (width.ndim == 0 and width > 0):
+        raise ValueError(f"bin_width must be a positive number; it is {bin_width}")
     # On the host: the logarithm of a power of two is then exact.
     offset = jnp.log2(bin_width) if width is None else np.log2(width).item()
     return -jnp.asarray(log_prob) / (dimension * math.log(2.0)) - offset
@@ -71,13 +71,13 @@ def dequantize(
       levels: their number.
       low: lower end of the result.
       high: upper end of the result.
-      dtype: dtype of the result.
+      dtype: dtype of the result, float32 or float64: others do not resolve the bins.
 
     Returns:
       Continuous data with the shape of `x`.
 
     Raises:
-      ValueError: if `x` is not of integers, or holds others.
+      ValueError: if `x` is not of integers, or holds others, or `dtype` is neither.
 
     >>> x = dequantize(jax.random.key(0), jnp.array([0, 128, 255]))
     >>> jnp.floor((x + 1) * 128).tolist()
@@ -86,10 +86,18 @@ def dequantize(
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise ValueError(f"x must hold integers; its dtype is {x.dtype}")
-    outside = concrete((x < 0) | (x > levels - 1))
-    if outside is not None and outside.any():
-        raise ValueError(
-            f"x must be within [0, {levels}); it holds {np.asarray(x)[outside][0]}"
-        )
+    if jnp.dtype(dtype) not in (jnp.float32, jnp.float64):
+        raise ValueError(f"dtype must be float32 or float64; it is {jnp.dtype(dtype)}")
+    values = concrete(x)
+    if values is not None:
+        values = values.astype(np.int64)  # small integers would wrap around
+        outside = (values < 0) | (values >= levels)
+        if outside.any():
+            raise ValueError(
+                f"x must be within [0, {levels}); it holds {values[outside][0]}"
+            )
     u = jax.random.uniform(key, x.shape, dtype)
-    return (low + (high - low) / levels * (x.astype(dtype) + u)).astype(dtype)
+    at = lambda level: (low + (high - low) / levels * level).astype(dtype)
+    level = x.astype(u.dtype)
+    # Rounding may not carry it into the next bin.
+    return jnp.minimum(at(level + u), jnp.nextafter(at(level + 1), at(level)))

@@ -84,9 +84,11 @@ def loss_second_moment(
         return LossHistory(jnp.zeros((bins, history)), jnp.zeros(bins, jnp.int32))
 
     def update(state: LossHistory, path: Path, t: Array, losses: Array) -> LossHistory:
-        k = _bin(_TIME.position(path, t), bins)
+        losses = jax.lax.stop_gradient(losses)
+        # Losses that are not finite go to a bin that is dropped.
+        k = jnp.where(jnp.isfinite(losses), _bin(_TIME.position(path, t), bins), bins)
         order = jnp.argsort(k)
-        k, losses = k[order], jax.lax.stop_gradient(losses)[order]
+        k, losses = k[order], losses[order]
         new = jnp.bincount(k, length=bins)
         place = jnp.arange(k.size) - jnp.searchsorted(k, k)  # among those of its bin
         row = jnp.where(place >= new[k] - history, k, bins)  # older ones are dropped
@@ -160,10 +162,13 @@ def adaptive_log_snr(
         return LossAverage(jnp.zeros(bins), jnp.zeros(bins, bool))
 
     def update(state: LossAverage, path: Path, t: Array, losses: Array) -> LossAverage:
-        k = _bin(axis.position(path, t), bins)
         losses = jax.lax.stop_gradient(losses).astype(state.losses.dtype)
+        # Losses that are not finite go to a bin that is dropped.
+        k = jnp.where(jnp.isfinite(losses), _bin(axis.position(path, t), bins), bins)
         new = jnp.bincount(k, length=bins)
-        mean = jnp.zeros_like(state.losses).at[k].add(losses) / jnp.maximum(new, 1)
+        mean = jnp.zeros_like(state.losses).at[k].add(
+            losses, mode="drop"
+        ) / jnp.maximum(new, 1)
         moved = jnp.where(
             state.seen, state.losses + (1 - decay) * (mean - state.losses), mean
         )

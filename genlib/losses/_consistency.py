@@ -51,11 +51,14 @@ def pseudo_huber(x: Array, y: Array, c: Scalar | None = None) -> Array:
     turn = 0.00054 * math.sqrt(math.prod(x.shape[1:])) if c is None else c
     square = jnp.sum(jnp.square(x - y), axis=tuple(range(1, x.ndim)))
     # The difference of the root and c would lose every digit of a small distance.
-    return square / (jnp.sqrt(square + turn**2) + turn)
+    total = square + turn**2
+    is_zero = total == 0
+    root = jnp.sqrt(jnp.where(is_zero, 1.0, total))
+    return jnp.where(is_zero, 0.0, square / (root + turn))
 
 
 def inverse_step(path: Path, s: Array, t: Array) -> Array:
-    """Weigh a step by 1 / (t - s), in the path's own time.
+    """Weigh a step by 1 / (t - s) in the path's own time, and one of no length by 0.
 
     On `noise.EDM` it is improved consistency training's 1 / (sigma_t - sigma_s)
     (arXiv:2310.14189).
@@ -64,7 +67,8 @@ def inverse_step(path: Path, s: Array, t: Array) -> Array:
     >>> inverse_step(noise.EDM(), jnp.ones(1), jnp.full(1, 3.0))
     Array([0.5], dtype=float32)
     """
-    return 1.0 / (t - s)
+    moves = s < t
+    return jnp.where(moves, 1.0 / jnp.where(moves, t - s, 1.0), 0.0)
 
 
 def consistency_training(

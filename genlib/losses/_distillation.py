@@ -89,7 +89,10 @@ def _two_steps(
     start, middle, end = path(t), path(m), path(s)
     r_t, r_m = start.alpha / start.sigma, middle.alpha / middle.sigma
     # r_s is infinite at sigma_s = 0: the fraction is expanded by sigma_s.
-    share = end.sigma * (r_m - r_t) / (end.alpha - end.sigma * r_t)
+    whole = end.alpha - end.sigma * r_t
+    same = s >= t  # a step of no length: the teacher itself
+    share = end.sigma * (r_m - r_t) / jnp.where(same, 1.0, whole)
+    share = jnp.where(same, 0.0, share)
 
     first = denoise(x_t, t)
     keep = middle.sigma / start.sigma

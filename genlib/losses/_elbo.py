@@ -11,7 +11,7 @@ from genlib.losses._parts import Predict, floating_batch
 from genlib.losses._times import TimeSampler, low_discrepancy, unit_draws
 from genlib.losses._weights import likelihood, on_x0
 from genlib.noise import Path, check_time
-from genlib.prediction import Prediction
+from genlib.prediction import Prediction, denoiser
 from genlib.types import Array, ArrayLike, Key, compute_dtype, float_array, is_concrete
 
 
@@ -102,7 +102,8 @@ def vdm_diffusion(
 
     Raises:
       ValueError: if `steps` is less than 1, `start` and `end` are concretely not
-        increasing times of the path, sigma is 0 at `start`, or as `denoising` does.
+        increasing times of the path, sigma is 0 at `start`, x_0 is not determined at
+        the end of T steps (eps at alpha = 0), or as `denoising` does.
 
     >>> from genlib import noise, prediction
     >>> perfect = lambda x_t, t: 0 * x_t
@@ -115,6 +116,8 @@ def vdm_diffusion(
         raise ValueError(f"steps must be at least 1, or None; it is {steps}")
     first, last = _interval(path, start, end)
     width = last - first
+    if steps is not None:  # one of them starts at the very end
+        denoiser(predict, path, kind).check_start(last)
 
     def times(key: Key, path: Path, n: int, dtype: Any = jnp.float32) -> Array:
         u = unit_draws(draw, key, n, dtype)

@@ -8,7 +8,13 @@ import jax.numpy as jnp
 from genlib.losses._parts import Predict, floating_batch, mean_square
 from genlib.losses._times import TimeSampler, across, uniform, unit_draws
 from genlib.noise import Normal, Path, perturb, posterior
-from genlib.prediction import Prediction, check_kind, learned_range, target
+from genlib.prediction import (
+    Prediction,
+    check_kind,
+    denoiser,
+    learned_range,
+    target,
+)
 from genlib.types import Array, Key, Scalar, compute_dtype
 
 
@@ -47,7 +53,8 @@ def hybrid(
 
     Raises:
       ValueError: if `x_0` is not a floating batch, `kind` is not a `Prediction`,
-        `steps` is less than 2, or the network returns another shape.
+        `steps` is less than 2, the network returns another shape, or says nothing
+        about x_0 at the noise end (eps at alpha = 0).
 
     >>> from genlib import noise, prediction
     >>> path = noise.DiscreteBetas(jnp.linspace(1e-3, 0.2, 100))
@@ -58,6 +65,9 @@ def hybrid(
     """
     check_kind(kind)
     x_0 = floating_batch(x_0)
+    if x_0.ndim < 2:
+        raise ValueError(f"x_0 must be [B, ..., C]; its shape is {x_0.shape}")
+    denoiser(predict, path, kind).check_start(path.t_max)
     if steps < 2:
         raise ValueError(f"steps must be at least 2; it is {steps}")
     key_time, key_noise = jax.random.split(key)

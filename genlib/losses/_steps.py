@@ -199,15 +199,15 @@ def dyadic_steps(
       A step sampler for any path.
 
     Raises:
-      ValueError: if `levels` is less than 1 or `share` concretely outside [0, 1].
+      ValueError: if `levels` is not 1 to 23 or `share` concretely outside [0, 1].
 
     >>> from genlib import noise
     >>> s, t = dyadic_steps(1, share=1.0)(jax.random.key(0), noise.Rectified(), 2)
     >>> s.tolist(), t.tolist()
     ([0.0, 0.0], [1.0, 1.0])
     """
-    if levels < 1:
-        raise ValueError(f"levels must be at least 1; it is {levels}")
+    if not 1 <= levels <= 23:  # what float32 resolves
+        raise ValueError(f"levels must be 1 to 23; it is {levels}")
     _check_share(share)
 
     def sample(key: Key, path: Path, n: int, dtype: Any = jnp.float32):

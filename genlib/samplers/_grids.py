@@ -8,7 +8,7 @@ import numpy as np
 
 from genlib.noise import Path
 from genlib.samplers._table import namespace, tabulate, times_at
-from genlib.types import ArrayLike, Scalar, is_concrete
+from genlib.types import ArrayLike, Scalar, concrete, is_concrete
 
 # EDM's noise levels, the ends of grids on paths that reach beyond them.
 _SIGMA_MIN, _SIGMA_MAX = 0.002, 80.0
@@ -291,13 +291,16 @@ def flow_shifted(
       Times [steps + 1], with both ends of the path.
 
     Raises:
-      ValueError: if `steps` is not a positive integer.
+      ValueError: if `steps` is not a positive integer, or `shift` is not positive.
 
     >>> from genlib import noise
     >>> flow_shifted(noise.Rectified(), 5, last=0.001).round(4)
     array([1.    , 0.9001, 0.7504, 0.501 , 0.003 , 0.    ])
     """
     check_steps(steps)
+    value = concrete(shift)
+    if value is not None and not value > 0:
+        raise ValueError(f"shift must be positive; it is {shift}")
     first, end = _ends(path)
     last = first + (end - first) * (1 - 1 / steps) if last is None else last
     xp = namespace(first, last, shift, terminal)

@@ -231,7 +231,9 @@ def history(variable: Any, order: int) -> History:
     index = np.arange(steps)[:, None] - np.arange(order)
     finite = xp.isfinite(variable)
     usable = (index >= 0) & finite[np.maximum(index, 0)] & finite[1:, None]
-    stand_in = -1.0 - np.arange(order)[None]
+    # Above all others and falling, so that they meet no real one.
+    top = xp.max(xp.where(finite, variable, 0.0))
+    stand_in = top + order - np.arange(order)[None]
     value = xp.where(usable, variable[np.maximum(index, 0)], stand_in)
     return History(value, usable)
 

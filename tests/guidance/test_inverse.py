@@ -154,3 +154,12 @@ def test_sampling_gives_the_posterior(method, covariance, x64):
     factor = ends[1:] - ends[:1]
     np.testing.assert_allclose(ends[0], mean[0], atol=1e-6)
     np.testing.assert_allclose(factor.T @ factor, spread, atol=3e-4)
+
+
+def test_operators_must_be_real():
+    """A complex one would need A^H, where A^T is taken."""
+    path = noise.Cosine()
+    x = jnp.ones((2, 4))
+    guided = guidance.mmps(lambda x, t: x, jnp.fft.fft, jnp.fft.fft(x), 1.0, path)
+    with pytest.raises(ValueError, match="must be real"):
+        guided(x, jnp.float32(0.5))

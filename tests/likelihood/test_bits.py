@@ -75,3 +75,20 @@ def test_dequantized_levels_fill_their_bins(key):
 def test_bad_arguments(call, message, key):
     with pytest.raises(ValueError, match=message):
         call(key)
+
+
+@pytest.mark.parametrize("levels", [17, 256, 65536])
+def test_dequantized_levels_stay_in_their_bins(levels, key):
+    x = jnp.full(100_000, levels - 1)
+    y = likelihood.dequantize(key, x, levels=levels)
+    assert y.max() < 1
+    assert y.min() >= 1 - 2 / levels * (1 + 1e-2)
+
+
+def test_small_integers_do_not_wrap_around(key):
+    x = jnp.array([0, 100], jnp.int8)
+    assert likelihood.dequantize(key, x).shape == (2,)
+    with pytest.raises(ValueError, match="it holds -1"):
+        likelihood.dequantize(key, jnp.array([-1], jnp.int8))
+    with pytest.raises(ValueError, match="dtype must be float32 or float64"):
+        likelihood.dequantize(key, x, dtype=jnp.bfloat16)

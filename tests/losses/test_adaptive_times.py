@@ -1,10 +1,11 @@
 """Times drawn where the loss is: what is learned, and that the mean stays."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from laws.registry import ADAPTIVE_TIMES, jit_once
+from laws.registry import ADAPTIVE_TIMES, each, jit_once
 
 from genlib import losses, noise, prediction
 
@@ -186,3 +187,13 @@ def test_it_trains_with_the_denoising_loss(key):
 def test_bad_settings(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("adaptive", **each(ADAPTIVE_TIMES))
+def test_a_loss_that_is_not_finite_is_left_out(adaptive):
+    t = jnp.array([0.2, 0.2, 0.7])
+    with_it = adaptive.update(
+        adaptive.init(), COSINE, t, jnp.array([jnp.nan, 1.0, 3.0])
+    )
+    without = adaptive.update(adaptive.init(), COSINE, t[1:], jnp.array([1.0, 3.0]))
+    chex.assert_trees_all_close(with_it, without)

@@ -278,3 +278,23 @@ def test_mistakes(key):
         losses.progressive_distillation(
             key, good, bad, path, x, kind=prediction.V, steps=steps
         )
+
+
+def test_distances_and_steps_of_no_length():
+    """Equal arguments and equal times give zeros, with finite gradients."""
+    x = jnp.ones((2, 3))
+    for c in (None, 0.0):
+        distance = lambda x, c=c: losses.pseudo_huber(x, jnp.ones((2, 3)), c).sum()
+        value, gradient = jax.value_and_grad(distance)(x)
+        assert value == 0
+        assert jnp.isfinite(gradient).all()
+    key = jax.random.key(0)
+    steps = losses.random_steps(share=0.5)
+    data = jax.random.normal(key, (16, 3))
+    f = lambda x_t, t: 0.5 * x_t
+    loss = losses.consistency_training(key, f, noise.EDM(), data, steps=steps)
+    assert jnp.isfinite(loss).all()
+    loss = losses.progressive_distillation(
+        key, f, f, noise.Cosine(), data, kind=prediction.V, steps=steps
+    )
+    assert jnp.isfinite(loss).all()

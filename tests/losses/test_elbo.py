@@ -213,3 +213,13 @@ def run(path=None, steps=None, **interval):
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_eps_says_nothing_at_the_end_of_a_chain_without_signal(key):
+    predict = lambda x_t, t: 0 * x_t
+    data = jnp.ones((4, 2))
+    settings = {"kind": prediction.EPS, "start": 1e-3}
+    with pytest.raises(ValueError, match="not determined by EPS"):
+        losses.vdm_diffusion(key, predict, noise.Cosine(), data, steps=20, **settings)
+    loss = losses.vdm_diffusion(key, predict, noise.Cosine(), data, **settings)
+    assert jnp.isfinite(loss).all()

@@ -109,3 +109,15 @@ def test_bad_input(key):
         losses.hybrid(key, network, CHAIN, x_0, kind=prediction.EPS, steps=1)
     with pytest.raises(ValueError, match="kind must be"):
         loss(key, network, x_0, kind="eps")
+
+
+def test_bad_data_and_chains_without_signal(key):
+    predict = lambda x_t, t: jnp.concatenate([x_t, x_t], axis=-1)
+    betas = noise.rescale_zero_terminal_snr(noise.linear_betas(20))
+    path, settings = noise.DiscreteBetas(betas), {"kind": prediction.EPS, "steps": 20}
+    with pytest.raises(ValueError, match=r"x_0 must be \[B, ..., C\]"):
+        losses.hybrid(key, predict, path, jnp.ones(4), **settings)
+    with pytest.raises(ValueError, match="not determined by EPS"):
+        jax.jit(
+            lambda k: losses.hybrid(k, predict, path, jnp.ones((4, 2)), **settings)
+        )(key)

@@ -201,6 +201,7 @@ def test_entropic_steps_decide_equally():
         (lambda p: samplers.beta(p, 4, a=0.0), "a and b must be positive"),
         (lambda p: samplers.power(p, 0), "steps must be"),
         (lambda p: samplers.flow_shifted(p, 2.5), "steps must be"),
+        (lambda p: samplers.flow_shifted(p, 4, 0.0), "shift must be positive"),
         (lambda p: samplers.entropic(p, 4, lambda l: -l), "mmse must return"),
         (
             lambda p: samplers.like(noise.EDM(), [1.0, 0.5], noise.VPLinear()),

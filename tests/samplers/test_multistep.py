@@ -271,3 +271,19 @@ def test_quality_per_call_on_the_mixture():
     assert exact < 0.038
     assert second_order_multistep < 0.037
     assert heun < 0.032
+
+
+@pytest.mark.parametrize("solver", [samplers.dpmpp_2m(), samplers.unipc(3)])
+def test_plans_stand_at_any_noise_level(solver):
+    """What stands in for a missing history never equals a time of the grid."""
+    for half_log_snr in (1.0, 2.0, 3.0):
+        times = np.append(np.exp([half_log_snr, -half_log_snr]), 0.0)
+        rows = solver.plan(noise.EDM(), times)
+        assert all(np.isfinite(column).all() for column in rows.values())
+
+    def total(sigma):
+        times = jnp.stack([sigma, 1.0, 0.5, 0.1])
+        rows = solver.plan(noise.EDM(sigma), times)
+        return sum(jnp.sum(column) for column in rows.values())
+
+    assert jnp.isfinite(jax.grad(total)(jnp.float32(np.exp(2.0))))
