@@ -42,7 +42,7 @@ def bits_per_dim(
         raise ValueError(f"shape must hold at least one number; it is {tuple(shape)}")
     width = concrete(bin_width)
     if width is not None and not (width.ndim == 0 and width > 0):
-        raise ValueError(f"bin_width must be a positive number; it is {bin_width}")
+        raise ValueError(f"bin_width must be positive; it is {bin_width}")
     # On the host: the logarithm of a power of two is then exact.
     offset = jnp.log2(bin_width) if width is None else np.log2(width).item()
     return -jnp.asarray(log_prob) / (dimension * math.log(2.0)) - offset

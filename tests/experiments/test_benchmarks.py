@@ -12,7 +12,7 @@ from genlib import samplers
 
 @pytest.fixture(scope="module")
 def mixture() -> quality.Case:
-    return quality.mixture(samples=256)
+    return quality.mixture(samples=1024)
 
 
 @pytest.mark.parametrize("name", _hand.SAMPLERS)

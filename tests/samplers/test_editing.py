@@ -1,5 +1,7 @@
 """Inpainting, RePaint, DDIM inversion and SDEdit."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -181,7 +183,11 @@ def test_inversion_carries_the_memory_of_guidance():
 
     x = jnp.ones((1, 2))
     out = samplers.sample(
-        samplers.ddim_inversion(2), momentum._replace(apply=apply), PATH, TIMES, x
+        samplers.ddim_inversion(2),
+        dataclasses.replace(momentum, apply=apply),
+        PATH,
+        TIMES,
+        x,
     )
     assert len(counted) == 2
     assert jnp.isfinite(out).all()
