@@ -20,6 +20,7 @@ __all__ = [
     "Key",
     "Scalar",
     "StatefulDenoiser",
+    "check_start",
     "compute_dtype",
     "concrete",
     "expand_like",
@@ -65,6 +66,16 @@ class StatefulDenoiser:
 
     def __call__(self, x_t: Array, t: Array, /) -> Array:
         return self.apply(x_t, t, self.init(x_t))[0]
+
+
+def check_start(denoise: Denoiser, t: ArrayLike) -> None:
+    """Raise a ValueError if a denoiser says that it knows nothing about x_0 at a time.
+
+    Denoisers say so in an attribute `check_start(t)`, if they have one.
+
+    >>> check_start(lambda x_t, t: x_t, 1.0)
+    """
+    getattr(denoise, "check_start", lambda t: None)(t)
 
 
 def expand_like(t: ArrayLike, x: Array) -> Array:

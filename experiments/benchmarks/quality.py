@@ -131,7 +131,7 @@ def mixture(samples: int = 4096, seed: int = 0) -> Case:
 
     @jax.jit
     def distance(x: jax.Array) -> jax.Array:
-        return metrics.sliced_wasserstein(directions, x, truth, projections=32)
+        return metrics.sliced_wasserstein(directions, x, truth, projections=24)
 
     def measure(solver: samplers.Solver, times: Any) -> float:
         # Every program runs once: it should compile fast.

@@ -12,7 +12,15 @@ from genlib.losses._times import TimeSampler, low_discrepancy, unit_draws
 from genlib.losses._weights import likelihood, on_x0
 from genlib.noise import Path, check_time
 from genlib.prediction import Prediction, denoiser
-from genlib.types import Array, ArrayLike, Key, compute_dtype, float_array, is_concrete
+from genlib.types import (
+    Array,
+    ArrayLike,
+    Key,
+    check_start,
+    compute_dtype,
+    float_array,
+    is_concrete,
+)
 
 
 def vdm(
@@ -117,7 +125,7 @@ def vdm_diffusion(
     first, last = _interval(path, start, end)
     width = last - first
     if steps is not None:  # one of them starts at the very end
-        denoiser(predict, path, kind).check_start(last)
+        check_start(denoiser(predict, path, kind), last)
 
     def times(key: Key, path: Path, n: int, dtype: Any = jnp.float32) -> Array:
         u = unit_draws(draw, key, n, dtype)

@@ -15,7 +15,7 @@ from genlib.prediction import (
     learned_range,
     target,
 )
-from genlib.types import Array, Key, Scalar, compute_dtype
+from genlib.types import Array, Key, Scalar, check_start, compute_dtype
 
 
 def hybrid(
@@ -67,7 +67,7 @@ def hybrid(
     x_0 = floating_batch(x_0)
     if x_0.ndim < 2:
         raise ValueError(f"x_0 must be [B, ..., C]; its shape is {x_0.shape}")
-    denoiser(predict, path, kind).check_start(path.t_max)
+    check_start(denoiser(predict, path, kind), path.t_max)
     if steps < 2:
         raise ValueError(f"steps must be at least 2; it is {steps}")
     key_time, key_noise = jax.random.split(key)

@@ -16,6 +16,7 @@ from genlib.types import (
     Denoiser,
     Key,
     StatefulDenoiser,
+    check_start,
     compute_dtype,
     concrete,
 )
@@ -119,9 +120,7 @@ def sample(
         )
     x = jnp.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
     grid = check_times(path, times)
-    check_start = getattr(denoise, "check_start", None)
-    if check_start is not None:
-        check_start(grid[0])
+    check_start(denoise, grid[0])
 
     dtype = compute_dtype(x.dtype)
     segments = _segments(solver, path, grid)
