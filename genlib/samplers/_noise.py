@@ -1,5 +1,6 @@
 """Where the noise of a solver comes from: keys, given draws or a Brownian path."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -61,7 +62,7 @@ def noise_stream(
 
     keys = example_keys(key, x)
     one = (*shape[: -x.ndim], *x.shape[1:])  # of one example
-    draw_one = lambda k, i: jax.random.normal(jax.random.fold_in(k, i), one, dtype)
+    draw_one = lambda k, i: _normal(jax.random.fold_in(k, i), one, dtype)
     draw = jax.vmap(draw_one, (0, None), out_axes=len(shape) - x.ndim)
     return Stream(index, (), lambda state, row: (draw(keys, row["noise"]), ()))
 
@@ -96,7 +97,7 @@ def _brownian(
     kinds = [jax.vmap(jax.random.fold_in, (0, None))(keys, kind) for kind in range(2)]
 
     def normal(kind, i):
-        one = lambda k: jax.random.normal(jax.random.fold_in(k, i), x.shape[1:], dtype)
+        one = lambda k: _normal(jax.random.fold_in(k, i), x.shape[1:], dtype)
         return jax.vmap(one)(kinds[kind])
 
     start = jnp.asarray(segments[0]["clock"])[0, 0].astype(dtype)
@@ -119,3 +120,8 @@ def _shaped(noise: Any, shape: tuple[int, ...], dtype: Any) -> Array:
             f"noise must return the shape {shape}; it returned {jnp.shape(noise)}"
         )
     return jnp.asarray(noise, dtype)
+
+
+def _normal(key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
+    # The same numbers as of `shape` at once; XLA on CPU needs half the time for a line.
+    return jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
