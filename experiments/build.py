@@ -24,20 +24,29 @@ from experiments._spec import part
 from genlib import guidance, losses, nn, noise, prediction, samplers, train
 from genlib.types import Array, Key
 
-PATHS = ("VPLinear", "Cosine", "Rectified", "VE", "EDM")
+PATHS = ("VPLinear", "Cosine", "Rectified", "VE", "EDM", "SubVP", "LinearVP")
 KINDS = ("X0", "EPS", "V", "SCORE", "VELOCITY", "EDM")
-WEIGHTS = ("unit", "snr", "edm", "min_snr")
+WEIGHTS = (
+    *("unit", "snr", "edm", "min_snr", "soft_min_snr", "sigmoid", "p2"),
+    *("sigma_sqrt", "cosmap", "likelihood"),
+)
 TIMES = (
-    "uniform",
-    "stratified",
-    "log_normal_sigma",
-    "logit_normal",
-    "uniform_log_snr",
+    *("uniform", "stratified", "low_discrepancy", "logit_normal", "mode", "beta"),
+    *("log_normal_sigma", "log_logistic_sigma", "uniform_log_snr"),
 )
 NETWORKS = ("MLP", "UNet", "DiT")
-SOLVERS = ("ddim", "ddpm", "euler", "heun", "midpoint", "ralston", "dpmpp_2m")
+SOLVERS = (
+    *("ddim", "ddpm", "euler", "heun", "midpoint", "ralston", "adams_bashforth"),
+    *("dpm_solver", "dpm_solver_multistep", "dpmpp_2s", "dpmpp_3s", "dpmpp_2m"),
+    *("dpmpp_3m", "unipc", "deis", "lms", "pndm", "euler_ancestral", "dpm2"),
+    *("dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde"),
+    *("dpmpp_3m_sde", "sa_solver", "addim"),
+)
 LOSSES = ("mean_flow",)  # instead of denoising
-GRIDS = ("uniform", "uniform_log_snr", "karras")
+GRIDS = (
+    *("uniform", "power", "flow_shifted", "uniform_log_snr", "polyexponential"),
+    *("karras", "beta"),
+)
 
 Config = Any  # a ConfigDict: no type checker knows its entries
 Apply = Callable[..., Array]
