@@ -20,12 +20,14 @@ __all__ = [
     "Key",
     "Scalar",
     "StatefulDenoiser",
+    "check_positive",
     "check_start",
     "compute_dtype",
     "concrete",
     "expand_like",
     "float_array",
     "is_concrete",
+    "safe_sqrt",
 ]
 
 
@@ -66,6 +68,18 @@ class StatefulDenoiser:
 
     def __call__(self, x_t: Array, t: Array, /) -> Array:
         return self.apply(x_t, t, self.init(x_t))[0]
+
+
+def check_positive(name: str, value: ArrayLike) -> None:
+    """Raise a ValueError unless a concrete setting is positive.
+
+    >>> check_positive("snr", 0.0)
+    Traceback (most recent call last):
+    ValueError: snr must be positive; it is 0.0
+    """
+    values = concrete(value)
+    if values is not None and not (values > 0).all():
+        raise ValueError(f"{name} must be positive; it is {value}")
 
 
 def check_start(denoise: Denoiser, t: ArrayLike) -> None:
@@ -141,6 +155,16 @@ def concrete(x: Any) -> np.ndarray | None:
         return np.asarray(x)
     except jax.errors.TracerArrayConversionError:
         return None
+
+
+def safe_sqrt(x: Array) -> Array:
+    """Return the square root, and 0 with derivative 0 where x is not positive.
+
+    >>> jax.grad(safe_sqrt)(0.0).item()
+    0.0
+    """
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
 
 
 def is_concrete(*trees: Any) -> bool:

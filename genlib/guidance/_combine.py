@@ -13,6 +13,7 @@ from genlib.types import (
     Denoiser,
     Scalar,
     StatefulDenoiser,
+    check_start,
     compute_dtype,
     concrete,
     expand_like,
@@ -72,19 +73,21 @@ def join(
     models and all `checks` allow it.
     """
 
-    def check_start(t: ArrayLike) -> None:
-        for check in (*map(_start_check, models), *checks):
+    def check_all(t: ArrayLike) -> None:
+        for model in models:
+            check_start(model, t)
+        for check in checks:
             check(t)
 
     if init is not None or any(isinstance(m, StatefulDenoiser) for m in models):
         inits = (*(lift(m).init for m in models), *([] if init is None else [init]))
         init_all = lambda x: tuple(each(x) for each in inits)
-        return StatefulDenoiser(init_all, apply, check_start)
+        return StatefulDenoiser(init_all, apply, check_all)
 
     def denoise(x_t: Array, t: Array) -> Array:
         return apply(x_t, t, ((),) * len(models))[0]
 
-    denoise.check_start = check_start
+    denoise.check_start = check_all
     return denoise
 
 
@@ -101,7 +104,8 @@ def check_space(path: Path | None, kind: Prediction) -> Check:
     if path is None:
         raise ValueError(f"path must be given where kind is {kind}; it is None")
     # What it knows about x_0 is what a network of that kind would.
-    return _start_check(denoiser(lambda x, t: x, path, kind))
+    through = denoiser(lambda x, t: x, path, kind)
+    return lambda t: check_start(through, t)
 
 
 def in_space(
@@ -136,12 +140,6 @@ def ratio(a: Array, b: Array, otherwise: float) -> Array:
     return jnp.where(positive, a / jnp.where(positive, b, 1.0), otherwise)
 
 
-def safe_sqrt(x: Array) -> Array:
-    """Return the square root of x >= 0, with slope 0 at 0."""
-    positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
-
-
 def check_within(name: str, value: Any, low: float, high: float) -> None:
     """Raise a ValueError if a concrete setting is outside [low, high]."""
     values = concrete(value)
@@ -154,7 +152,3 @@ def check_order(low: Any, high: Any) -> None:
     bottom, top = concrete(low), concrete(high)
     if bottom is not None and top is not None and not (bottom <= top).all():
         raise ValueError(f"low must be at most high; they are {low} and {high}")
-
-
-def _start_check(model: Denoiser) -> Check:
-    return getattr(model, "check_start", lambda t: None)

@@ -15,10 +15,17 @@ from genlib.guidance._combine import (
     join,
     lift,
     ratio,
-    safe_sqrt,
 )
 from genlib.noise import Path
-from genlib.types import Array, Denoiser, Scalar, compute_dtype, concrete, expand_like
+from genlib.types import (
+    Array,
+    Denoiser,
+    Scalar,
+    check_positive,
+    compute_dtype,
+    expand_like,
+    safe_sqrt,
+)
 
 Operator = Callable[[Array], Array]
 Map = Callable[[Array], Array]
@@ -66,7 +73,7 @@ def dps(
     Array([[2.]], dtype=float32)
     """
     if noise_std is not None:
-        _check_positive("noise_std", noise_std)
+        check_positive("noise_std", noise_std)
 
     def dual(x_0: Array, covariance: Map, t: Array) -> Array:
         residual, _, transpose = _measure(operator, y, x_0)
@@ -126,7 +133,7 @@ def pigdm(
     Array([[3. , 0.5]], dtype=float32)
     """
     _check_settings(noise_std, iterations)
-    _check_positive("data_std", data_std)
+    check_positive("data_std", data_std)
 
     def dual(x_0: Array, covariance: Map, t: Array) -> Array:
         alpha, sigma = (expand_like(c, x_0) for c in path(t))
@@ -261,12 +268,6 @@ def _solve(
 
     start = (jnp.zeros_like(residual), residual, residual)
     return transpose(jax.lax.fori_loop(0, iterations, step, start)[0])
-
-
-def _check_positive(name: str, value: Scalar) -> None:
-    values = concrete(value)
-    if values is not None and not (values > 0).all():
-        raise ValueError(f"{name} must be positive; it is {value}")
 
 
 def _check_settings(noise_std: Scalar, iterations: int) -> None:

@@ -10,7 +10,6 @@ from genlib.guidance._combine import (
     in_space,
     inner,
     ratio,
-    safe_sqrt,
 )
 from genlib.noise import Path
 from genlib.prediction import EPS, VELOCITY, X0, Prediction
@@ -22,6 +21,7 @@ from genlib.types import (
     concrete,
     expand_like,
     float_array,
+    safe_sqrt,
 )
 
 

@@ -9,11 +9,17 @@ from genlib.guidance._combine import (
     combine,
     in_space,
     ratio,
-    safe_sqrt,
 )
 from genlib.noise import Path
 from genlib.prediction import X0, Prediction
-from genlib.types import Array, Denoiser, Scalar, concrete, expand_like
+from genlib.types import (
+    Array,
+    Denoiser,
+    Scalar,
+    concrete,
+    expand_like,
+    safe_sqrt,
+)
 
 
 def rescale(

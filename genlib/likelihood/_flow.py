@@ -16,6 +16,7 @@ from genlib.types import (
     ArrayLike,
     Denoiser,
     Scalar,
+    check_start,
     compute_dtype,
     concrete,
     is_concrete,
@@ -174,7 +175,7 @@ def _solve(
             f"x must be a floating batch [B, ...]; it is {x.dtype}{list(x.shape)}"
         )
     grid = _grid(path, t_start, t_end, times)
-    getattr(denoise, "check_start", lambda t: None)(grid[-1])
+    check_start(denoise, grid[-1])
     divergence = exact_trace() if divergence is None else divergence
     dtype = compute_dtype(x.dtype)
     dimension = math.prod(x.shape[1:])

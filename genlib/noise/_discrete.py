@@ -6,8 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genlib.noise._path import Marginal, Path, safe_sqrt
-from genlib.types import Array, ArrayLike, float_array
+from genlib.noise._path import Marginal, Path
+from genlib.types import (
+    Array,
+    ArrayLike,
+    float_array,
+    safe_sqrt,
+)
 
 
 @jax.tree_util.register_dataclass

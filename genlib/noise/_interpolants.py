@@ -8,8 +8,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from genlib.noise._path import Path, Process, check_time, inside, safe_sqrt
-from genlib.types import Array, ArrayLike, Scalar, expand_like, float_array
+from genlib.noise._path import Path, Process, check_time, inside
+from genlib.types import (
+    Array,
+    ArrayLike,
+    Scalar,
+    expand_like,
+    float_array,
+    safe_sqrt,
+)
 
 
 class Coefficients(NamedTuple):

@@ -11,12 +11,6 @@ import numpy as np
 from genlib.types import Array, ArrayLike, Scalar, concrete, float_array
 
 
-def safe_sqrt(x: Array) -> Array:
-    """Square root with derivative 0 at 0, so that gradients stay finite there."""
-    positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
-
-
 def safe_log(x: Array) -> Array:
     """Logarithm, -inf with derivative 0 at 0, so that gradients stay finite there."""
     positive = x > 0

@@ -6,8 +6,14 @@ import math
 import jax
 import jax.numpy as jnp
 
-from genlib.noise._path import Marginal, Path, safe_log, safe_sqrt
-from genlib.types import Array, ArrayLike, Scalar, float_array
+from genlib.noise._path import Marginal, Path, safe_log
+from genlib.types import (
+    Array,
+    ArrayLike,
+    Scalar,
+    float_array,
+    safe_sqrt,
+)
 
 
 def _alpha(alpha: Array, sigma: Array) -> Array:

@@ -1,5 +1,6 @@
 """Paths shifted in log-SNR: for other resolutions and sequence lengths."""
 
+import abc
 import dataclasses
 from typing import Any
 
@@ -39,8 +40,9 @@ class _Shift(Path):
         """The norm of the base."""
         return self.base.norm
 
+    @abc.abstractmethod
     def _log_shift(self, t: Array) -> Array:
-        raise NotImplementedError
+        """Return the logarithm of what multiplies sigma / alpha at times."""
 
     def __call__(self, t: ArrayLike) -> Marginal:
         alpha, sigma = self.base(t)

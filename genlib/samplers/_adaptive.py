@@ -16,6 +16,7 @@ from genlib.types import (
     Denoiser,
     Key,
     Scalar,
+    check_start,
     compute_dtype,
     is_concrete,
 )
@@ -244,7 +245,7 @@ def _ends(
             f"t_end must come before t_start in time; they are {last} and {first}"
         )
     _refuse_zero(path, last, "sigma", "t_end")
-    getattr(denoise, "check_start", lambda t: None)(first)
+    check_start(denoise, first)
     return first, last
 
 

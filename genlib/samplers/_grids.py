@@ -8,7 +8,7 @@ import numpy as np
 
 from genlib.noise import Path
 from genlib.samplers._table import namespace, tabulate, times_at
-from genlib.types import ArrayLike, Scalar, concrete, is_concrete
+from genlib.types import ArrayLike, Scalar, check_positive, is_concrete
 
 # EDM's noise levels, the ends of grids on paths that reach beyond them.
 _SIGMA_MIN, _SIGMA_MAX = 0.002, 80.0
@@ -298,9 +298,7 @@ def flow_shifted(
     array([1.    , 0.9001, 0.7504, 0.501 , 0.003 , 0.    ])
     """
     check_steps(steps)
-    value = concrete(shift)
-    if value is not None and not value > 0:
-        raise ValueError(f"shift must be positive; it is {shift}")
+    check_positive("shift", shift)
     first, end = _ends(path)
     last = first + (end - first) * (1 - 1 / steps) if last is None else last
     xp = namespace(first, last, shift, terminal)

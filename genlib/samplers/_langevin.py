@@ -18,8 +18,8 @@ from genlib.types import (
     Denoiser,
     Key,
     Scalar,
+    check_positive,
     compute_dtype,
-    concrete,
     expand_like,
 )
 
@@ -62,7 +62,7 @@ def predictor_corrector(
     3
     """
     _check_count("corrections", corrections)
-    _check_positive("snr", snr)
+    check_positive("snr", snr)
     if norms not in ("expected", "example"):
         raise ValueError(f"norms must be 'expected' or 'example'; it is {norms!r}")
 
@@ -212,7 +212,7 @@ def mala(
 def _chains(key: Key, x: Array, step_size: ArrayLike, steps: int):
     """Return the step size like x, x in the dtype of the computation, and draws."""
     _check_count("steps", steps)
-    _check_positive("step_size", step_size)
+    check_positive("step_size", step_size)
     dtype = compute_dtype(x.dtype)
     keys = example_keys(key, x)
 
@@ -247,9 +247,3 @@ def _square(x: Array) -> Array:
 def _check_count(name: str, count: Any) -> None:
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ValueError(f"{name} must be a positive integer; it is {count!r}")
-
-
-def _check_positive(name: str, setting: ArrayLike) -> None:
-    values = concrete(setting)
-    if values is not None and not (values > 0).all():
-        raise ValueError(f"{name} must be positive; it is {setting}")

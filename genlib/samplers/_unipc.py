@@ -6,10 +6,12 @@ from genlib.noise import Path
 from genlib.samplers._multistep import (
     History,
     eps_lift,
+    exponential_weights,
     highest_order,
     history,
     lower_at_the_end,
     multistep_rows,
+    step_ends,
 )
 from genlib.samplers._sample import Rows, Solver
 from genlib.samplers._table import Table, namespace, tabulate
@@ -28,7 +30,8 @@ def unipc(
 
     UniP-p takes a step with p past predictions. The denoiser, called at the end of the
     step, then also corrects it (UniC-p), which raises the order to p + 1 for no call
-    more: x_s = DDIM + sum_j rho_j D_j B(h), with rho from R rho = b / B(h).
+    more: x_s = DDIM + sum_j rho_j D_j B(h), with rho from R rho = b / B(h), which makes
+    it exact for a polynomial in log-SNR (see `dpmpp_3m`), or rho = 1/2 for one D_j.
 
     Args:
       order: 1, 2 or 3, of the predictor.
@@ -96,41 +99,25 @@ def unipc(
 
 def _predictor(table: Table, past: History, order: int, of: str, variant: str) -> Any:
     """Return the weights [N, order - 1] of the past values in UniP."""
-    r, moments, gain = _terms(table, past, order, of, variant)
-    # For order 2 the paper takes 1/2, right to its order.
-    rho = 0.5 * namespace(r).ones_like(r) if order == 2 else _solve(r, moments[:, :-1])
-    return gain * rho / r
+    if order > 2:  # rho solves R rho = b / B(h): exact for a polynomial
+        return exponential_weights(table, past, order, of)
+    start, end = step_ends(table, past)
+    r = (past.value[:, 1] - start) / (end - start)
+    return (0.5 * _gain(table, end - start, of, variant) / r)[:, None]
 
 
 def _corrector(table: Table, past: History, order: int, of: str, variant: str) -> Any:
     """Return the weights [N, order] of the new value and the past ones in UniC."""
-    r, moments, gain = _terms(table, past, order, of, variant)
-    xp = namespace(r)
-    r = xp.concatenate([r, xp.ones_like(gain)], axis=1)
-    rho = 0.5 * xp.ones_like(r) if order == 1 else _solve(r, moments)
-    weights = gain * rho / r
-    return xp.concatenate([weights[:, -1:], weights[:, :-1]], axis=1)
+    start, end = step_ends(table, past)
+    if order == 1:
+        return 0.5 * _gain(table, end - start, of, variant)[:, None]
+    xp = namespace(past.value, end)
+    nodes = [start[:, None], end[:, None], past.value[:, 1:order]]
+    nodes = History(xp.concatenate(nodes, axis=1), past.usable)
+    return exponential_weights(table, nodes, order + 1, of)
 
 
-def _terms(table: Table, past: History, order: int, of: str, variant: str):
-    """Return r [N, order - 1], b / B(h) [N, order] and the factor of B(h) [N, 1]."""
-    xp = namespace(past.value)
-    start = past.value[:, :1]
-    end = xp.where(past.usable[:, :1], 0.5 * table.log_snr[1:, None], start + 1.0)
-    r = (past.value[:, 1:order] - start) / (end - start)
-    h = start - end if of == "x_0" else end - start
-    scale = (table.alpha if of == "x_0" else table.sigma)[1:, None]
-    b_of_h = h if variant == "bh1" else xp.expm1(h)
-    phi, factorial, moments = xp.expm1(h) / h - 1.0, 1.0, []
-    for i in range(1, order + 1):
-        moments.append(phi * factorial / b_of_h)
-        factorial *= i + 1
-        phi = phi / h - 1.0 / factorial
-    return r, xp.concatenate(moments, axis=1), -scale * b_of_h
-
-
-def _solve(r: Any, moments: Any) -> Any:
-    """Return rho with sum_j r_j^i rho_j = moments_i."""
-    xp = namespace(r)
-    powers = xp.stack([r**i for i in range(r.shape[1])], axis=1)
-    return xp.linalg.solve(powers, moments[..., None])[..., 0]
+def _gain(table: Table, step: Any, of: str, variant: str) -> Any:
+    """Return the factor [N] of rho: -alpha_s B(-h) for x_0, -sigma_s B(h) for eps."""
+    h, scale = (-step, table.alpha) if of == "x_0" else (step, table.sigma)
+    return -scale[1:] * (h if variant == "bh1" else namespace(h).expm1(h))
