@@ -7,6 +7,7 @@ change the number of channels).
 | name | what it is |
 |---|---|
 | `from_nnx`, `from_linen` | module -> (plain dict of parameters, pure `apply`) |
+| `lazy` | making of a module -> (`init` from a key, pure `apply`) |
 | `MLP` | residual MLP for points, vectors and small images |
 | `UNet` | convolutional network with attention at chosen resolutions, NHWC |
 | `DiT` | diffusion transformer with adaLN-zero, NHWC |
@@ -17,7 +18,7 @@ change the number of channels).
 | `drop_labels`, `check_labels` | labels for classifier-free guidance |
 """
 
-from genlib.nn._adapters import from_linen, from_nnx
+from genlib.nn._adapters import from_linen, from_nnx, lazy
 from genlib.nn._conditioning import Conditioning, LabelEmbedding, TimeEmbedding
 from genlib.nn._dit import DiT
 from genlib.nn._labels import check_labels, drop_labels
@@ -37,6 +38,7 @@ __all__ = [
     "drop_labels",
     "from_linen",
     "from_nnx",
+    "lazy",
     "patchify",
     "position_embedding",
     "timestep_embedding",

@@ -45,11 +45,54 @@ def from_nnx(module: nnx.Module) -> tuple[Params, Callable[..., Any]]:
     """
     graphdef, state, rest = nnx.split(module, nnx.Param, ...)
     values = nnx.to_pure_dict(state)
-    constants = nnx.to_pure_dict(rest)
     # Lists of modules have integer names, which checkpoint formats do not keep.
     params = _string_keys(jax.tree.map(jnp.copy, values))
+    return params, _pure(graphdef, values, nnx.to_pure_dict(rest))
+
+
+def lazy(
+    make: Callable[[nnx.Rngs], nnx.Module],
+) -> tuple[Callable[[Key], Params], Callable[..., Any]]:
+    """Turn the making of an NNX module into a pure function of a key.
+
+    `init(key)` equals the `params` of `from_nnx(make(nnx.Rngs(key)))`, and nothing is
+    computed before it is called: under `jax.eval_shape` it gives shapes only, and
+    `train.init_sharded` makes parameters that no single device could hold.
+
+    Args:
+        make: `rngs -> module`.
+
+    Returns:
+        `init`, `key -> params`, and `apply` as of `from_nnx`. Variables that are not
+        parameters are made once, from the key 0.
+
+    Raises:
+        ValueError: from `apply`, as `from_nnx`.
+
+    Source: https://flax.readthedocs.io/en/latest/api_reference/flax.nnx/graph.html
+
+    >>> init, apply = lazy(lambda rngs: nnx.Linear(2, 3, rngs=rngs))
+    >>> jax.eval_shape(init, jax.random.key(0))["kernel"].shape
+    (2, 3)
+    """
+
+    def init(key: Key) -> Params:
+        _, state, _ = nnx.split(make(nnx.Rngs(key)), nnx.Param, ...)
+        return _string_keys(nnx.to_pure_dict(state))
+
+    def constants() -> Any:
+        _, _, rest = nnx.split(make(nnx.Rngs(0)), nnx.Param, ...)
+        return nnx.to_pure_dict(rest)
+
+    abstract: Any = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    graphdef, values, _ = nnx.split(abstract, nnx.Param, ...)
+    return init, _pure(graphdef, nnx.to_pure_dict(values), jax.jit(constants)())
+
+
+def _pure(graphdef: nnx.GraphDef, values: Any, constants: Any) -> Callable[..., Any]:
+    """Return `apply` for the module of a graph whose parameters are like `values`."""
     template = jax.tree.map(lambda _: None, values)
-    structure = jax.tree.structure(params)
+    structure = jax.tree.structure(_string_keys(values))
 
     def apply(params: Params, *args, **kwargs) -> Any:
         if jax.tree.structure(params) != structure:
@@ -63,7 +106,7 @@ def from_nnx(module: nnx.Module) -> tuple[Params, Callable[..., Any]]:
         _check_unchanged(network, graphdef, before, constants)
         return result
 
-    return params, apply
+    return apply
 
 
 def from_linen(

@@ -14,8 +14,10 @@ from genlib.nn._layers import (
     check_image,
     check_positive,
     check_rate,
+    check_remat,
     drop,
     modulate,
+    recompute,
 )
 from genlib.nn._patches import patchify, unpatchify
 from genlib.nn._sinusoids import position_embedding
@@ -47,7 +49,9 @@ class DiT(nnx.Module):
         out_channels: number of channels of the result; None means `in_channels`.
         num_classes: number of classes, or None for a network without labels.
         dropout: dropout rate inside the MLPs, used only in calls that pass a key.
-        remat: whether the backward pass recomputes each block (less memory).
+        remat: what the backward pass recomputes of each block, for less memory: False
+            nothing, True all, or the name of one of `jax.checkpoint_policies`, such as
+            "dots_with_no_batch_dims_saveable".
         time_scale: factor on `t`, see `timestep_embedding`.
         dtype: dtype of the computation.
         param_dtype: dtype of the parameters.
@@ -59,9 +63,10 @@ class DiT(nnx.Module):
 
     Raises:
         ValueError: if `features` is no multiple of 4 and of `num_heads`, `depth` or
-            `patch_size` is not positive or `dropout` is outside [0, 1), or when called
-            with an `x` of another rank or channel count or that the patch size does
-            not divide, or a `t` or `labels` that `Conditioning` refuses.
+            `patch_size` is not positive, `dropout` is outside [0, 1) or `remat` is no
+            policy, or when called with an `x` of another rank or channel count or that
+            the patch size does not divide, or a `t` or `labels` that `Conditioning`
+            refuses.
 
     Source: arXiv:2212.09748.
 
@@ -84,7 +89,7 @@ class DiT(nnx.Module):
         out_channels: int | None = None,
         num_classes: int | None = None,
         dropout: float = 0.0,
-        remat: bool = False,
+        remat: bool | str = False,
         time_scale: float = 1000.0,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
@@ -99,7 +104,7 @@ class DiT(nnx.Module):
         self.in_channels = in_channels
         self.patch_size = patch_size
         self.depth = depth
-        self.remat = remat
+        self.remat = check_remat(remat)
         self.condition = Conditioning(
             features, num_classes, time_scale=time_scale, rngs=rngs, **kwargs
         )
@@ -143,7 +148,8 @@ class DiT(nnx.Module):
             block_params, block_key = row
             return nnx.merge(graphdef, block_params)(h, embedding, block_key), None
 
-        body = jax.checkpoint(body) if self.remat else body
+        # A scan keeps the compiler from undoing the recomputation.
+        body = recompute(body, self.remat, prevent_cse=False)
         return jax.lax.scan(body, h, (params, keys))[0]
 
 

@@ -1,6 +1,7 @@
 """The few pieces that the networks share."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,6 +12,12 @@ from jax.typing import DTypeLike
 
 from genlib.types import Array, Key
 
+POLICIES = (
+    "nothing_saveable",
+    "everything_saveable",
+    "dots_saveable",
+    "dots_with_no_batch_dims_saveable",
+)
 ZEROS = nnx.initializers.zeros_init()
 LECUN = nnx.initializers.lecun_normal()
 
@@ -31,6 +38,23 @@ def check_rate(dropout: float) -> None:
     """Refuse a dropout rate outside [0, 1)."""
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+
+
+def check_remat(remat: bool | str) -> bool | str:
+    """Refuse what is neither a bool nor the name of a policy, and return it."""
+    if isinstance(remat, str) and remat not in POLICIES:
+        raise ValueError(f"remat must be a bool or one of {POLICIES}, got {remat!r}")
+    return remat
+
+
+def recompute(
+    block: Callable[..., Any], remat: bool | str, *, prevent_cse: bool = True
+) -> Callable[..., Any]:
+    """Return `block` with a backward pass that recomputes what `remat` says."""
+    if not remat:
+        return block
+    policy = getattr(jax.checkpoint_policies, remat) if isinstance(remat, str) else None
+    return jax.checkpoint(block, policy=policy, prevent_cse=prevent_cse)
 
 
 def drop(key: Key | None, x: Array, rate: float) -> Array:
@@ -82,13 +106,21 @@ class SelfAttention(nnx.Module):
         self.out = nnx.Linear(features, features, kernel_init=out_init, **kwargs)
 
     def __call__(self, x: Array) -> Array:
+        # Heads come first, so that devices which split this axis hold whole heads.
         q, k, v = rearrange(
-            self.qkv(x), "b t (s n d) -> s b t n d", s=3, n=self.num_heads
+            self.qkv(x), "b t (n s d) -> s b t n d", s=3, n=self.num_heads
         )
         return self.out(rearrange(_attend(q, k, v), "b t n d -> b t (n d)"))
 
 
 def _attend(q: Array, k: Array, v: Array) -> Array:
+    if q.dtype == jnp.float16:
+        # On a CPU jax.nn has no float16 products that are summed in float32.
+        wide = lambda *args: jax.nn.dot_product_attention(
+            *(x.astype(jnp.float32) for x in args)
+        ).astype(jnp.float16)
+        attend = jax.nn.dot_product_attention
+        return jax.lax.platform_dependent(q, k, v, cpu=wide, default=attend)
     if q.dtype != jnp.float64:
         return jax.nn.dot_product_attention(q, k, v)
     # jax.nn takes the softmax in float32 even of float64 logits.

@@ -9,7 +9,15 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from genlib.nn._conditioning import Conditioning
-from genlib.nn._layers import ZEROS, check_image, check_positive, check_rate, split_key
+from genlib.nn._layers import (
+    ZEROS,
+    check_image,
+    check_positive,
+    check_rate,
+    check_remat,
+    recompute,
+    split_key,
+)
 from genlib.nn._unet_block import UNetBlock, group_norm
 from genlib.types import Array, Key, Scalar
 
@@ -37,6 +45,8 @@ class UNet(nnx.Module):
         out_channels: number of channels of the result; None means `in_channels`.
         num_classes: number of classes, or None for a network without labels.
         dropout: dropout rate inside the blocks, used only in calls that pass a key.
+        remat: what the backward pass recomputes of each block, for less memory: False
+            nothing, True all, or the name of one of `jax.checkpoint_policies`.
         time_scale: factor on `t`, see `timestep_embedding`.
         dtype: dtype of the computation.
         param_dtype: dtype of the parameters.
@@ -49,9 +59,9 @@ class UNet(nnx.Module):
     Raises:
         ValueError: if `multipliers` is empty, `blocks` or `head_dim` is not positive,
             `attention_at` names a resolution that the UNet does not have, the number
-            of heads does not divide the channels or `dropout` is outside [0, 1), or
-            when called with an `x` of another rank, channel count or indivisible size,
-            or a `t` or `labels` that `Conditioning` refuses.
+            of heads does not divide the channels, `dropout` is outside [0, 1) or
+            `remat` names no policy, or when called with an `x` of another rank, channel
+            count or indivisible size, or a `t` or `labels` that `Conditioning` refuses.
 
     Source: arXiv:2105.05233 (ADM), arXiv:2206.00364 (EDM).
 
@@ -75,6 +85,7 @@ class UNet(nnx.Module):
         out_channels: int | None = None,
         num_classes: int | None = None,
         dropout: float = 0.0,
+        remat: bool | str = False,
         time_scale: float = 1000.0,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
@@ -91,6 +102,7 @@ class UNet(nnx.Module):
         }
         self.in_channels = in_channels
         self.levels = len(multipliers)
+        self.remat = check_remat(remat)
         attends = _attending_levels(attention_at, image_size, self.levels)
         embedding = 4 * features
         self.condition = Conditioning(
@@ -150,17 +162,19 @@ class UNet(nnx.Module):
         count = len(self.down) + len(self.middle) + len(self.up)
         keys = iter(split_key(key, count))
 
+        run = lambda block, h: recompute(block, self.remat)(h, embedding, next(keys))
+
         h = self.input(x)
         skips = [h]
         for block in self.down:
-            h = block(h, embedding, next(keys))
+            h = run(block, h)
             skips.append(h)
         for block in self.middle:
-            h = block(h, embedding, next(keys))
+            h = run(block, h)
         for block in self.up:
             if block.resample is None:
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-            h = block(h, embedding, next(keys))
+            h = run(block, h)
         return self.output(jax.nn.silu(self.norm(h))).astype(x.dtype)
 
 

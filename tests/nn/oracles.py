@@ -40,7 +40,8 @@ def attention(p: Params, x, heads: int):
     """Loop over examples, heads and queries."""
     batch, length, features = x.shape
     size = features // heads
-    q, k, v = np.split(linear(p["qkv"], x), 3, -1)
+    qkv = linear(p["qkv"], x).reshape(batch, length, heads, 3, size)
+    q, k, v = (qkv[..., i, :].reshape(batch, length, features) for i in range(3))
     out = np.zeros_like(x)
     for b in range(batch):
         for head in range(heads):

@@ -217,3 +217,28 @@ def test_drop_zeroes_and_scales():
     assert abs(kept.mean() - 0.75) < 5 * np.sqrt(0.75 * 0.25 / x.size)
     assert drop(None, x, 0.25) is x
     assert drop(jax.random.key(0), x, 0.0) is x
+
+
+def test_lazy_parameters_are_those_of_the_module():
+    make = lambda rngs: nn.MLP(2, 4, 1, num_classes=3, rngs=rngs)
+    init, apply = nn.lazy(make)
+    key = jax.random.key(3)
+    params, eager = nn.from_nnx(make(nnx.Rngs(key)))
+    jax.tree.map(np.testing.assert_array_equal, init(key), params)
+    x = jnp.ones((5, 2))
+    np.testing.assert_array_equal(apply(params, x, 0.5), eager(params, x, 0.5))
+
+
+def test_lazy_keeps_variables_that_are_no_parameters():
+    class Counted(nnx.Module):
+        def __init__(self, rngs):
+            self.table = nnx.Variable(jnp.arange(3.0))
+            self.w = nnx.Param(jax.random.normal(rngs.params(), (3,)))
+
+        def __call__(self, x):
+            return x * self.w[...] + self.table[...]
+
+    init, apply = nn.lazy(Counted)
+    params = init(jax.random.key(0))
+    assert params.keys() == {"w"}
+    np.testing.assert_array_equal(apply(params, jnp.zeros(3)), np.arange(3))

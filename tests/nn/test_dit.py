@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from genlib import nn
-from tests.nn.networks import batch, build, dit, equations, filled, jit
+from tests.nn.networks import batch, build, dit, equations, filled, jit, unet
 
 
 @pytest.mark.parametrize(
@@ -81,26 +81,61 @@ def test_layers_start_different():
     assert jnp.abs(kernel[0] - kernel[1]).max() > 0.1
 
 
-def test_remat_changes_nothing_but_the_backward_pass(x64):
-    make = functools.partial(dit, dtype=jnp.float64, param_dtype=jnp.float64)
-    params, apply = build(make)
-    _, remat = build(functools.partial(make, remat=True))
-    args = batch(dtype=jnp.float64)
+def recomputed_products(network, remat):
+    """Return the network's losses without and with remat, and their products."""
+    params, apply = build(network)
+    _, again = build(functools.partial(network, remat=remat))
 
-    def value_and_grad(apply):
-        return jax.value_and_grad(lambda params: (apply(params, *args) ** 2).sum())
+    def loss(apply):
+        return jax.value_and_grad(lambda p: (apply(p, *batch(dtype=F64)) ** 2).sum())
 
-    kept, recomputed = value_and_grad(apply), value_and_grad(remat)
+    def products(f):
+        names = ("dot_general", "logistic")
+        found = equations(jax.make_jaxpr(f)(params).jaxpr)
+        return sum(eqn.primitive.name in names for eqn in found)
+
+    kept, recomputed = loss(apply), loss(again)
+    return params, kept, recomputed, products(recomputed) - products(kept)
+
+
+F64 = jnp.float64
+
+
+@pytest.mark.parametrize("remat", [True, "dots_saveable"])
+def test_remat_changes_nothing_but_the_backward_pass(x64, remat):
+    make = functools.partial(dit, dtype=F64, param_dtype=F64)
+    params, kept, recomputed, more = recomputed_products(make, remat)
     for a, b in zip(
         *(jax.tree.leaves(jit(f)(params)) for f in (kept, recomputed)), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+    # What "dots_saveable" keeps are the products; it recomputes cheaper things.
+    assert (more > 0) is (remat is True)
 
-    def products(f):
-        jaxpr = jax.make_jaxpr(f)(params).jaxpr
-        return sum(eqn.primitive.name == "dot_general" for eqn in equations(jaxpr))
 
-    assert products(recomputed) > products(kept)
+def test_remat_of_a_unet(x64):
+    make = functools.partial(unet, dtype=F64, param_dtype=F64)
+    assert recomputed_products(make, True)[-1] > 0
+
+
+def test_remat_of_a_scan_saves_memory():
+    def temporary(remat):
+        make = functools.partial(nn.DiT, 3, 64, 8, patch_size=1, num_heads=4)
+        init, apply = nn.lazy(lambda rngs: make(remat=remat, rngs=rngs))
+        params = jax.eval_shape(init, jax.random.key(0))
+        x, t = jnp.zeros((4, 8, 8, 3)), jnp.zeros(4)
+        loss = lambda params: jnp.square(apply(params, x, t)).sum()
+        compiled = jit(jax.grad(loss)).lower(params).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    kept, dots, nothing = map(temporary, (False, "dots_saveable", True))
+    assert nothing < kept / 2
+    assert nothing < dots < kept
+
+
+def test_remat_must_be_a_policy():
+    with pytest.raises(ValueError, match="remat must be a bool or one of"):
+        build(functools.partial(dit, remat="dots"))
 
 
 def test_out_channels():
