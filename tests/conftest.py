@@ -5,6 +5,7 @@
 
 import os
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 # Before jax is imported, and inherited by the processes that tests start.
@@ -13,6 +14,12 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE / "genlib-jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# The tests are thousands of programs that run once, so compile them fast and run them
+# slowly. `XLA_FLAGS= pytest` compiles as users do.
+_FLAGS = ["--xla_backend_optimization_level=0"]
+if version("jaxlib").startswith("0.10."):  # XLA stops at a flag that it has no more
+    _FLAGS += ["--xla_cpu_use_fusion_emitters=false"]
+os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
 
 import hypothesis
 import jax
@@ -28,6 +35,18 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("genlib")
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs() -> Iterator[None]:
+    """Forget compiled programs before Linux's limit of 65530 memory maps a process.
+
+    Each program takes six; beyond the limit the process dies of a segmentation fault.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
 
 
 @pytest.fixture

@@ -23,6 +23,10 @@ X_UNIT = np.array(GOLDEN["x_unit"])
 jit_once = functools.partial(
     jax.jit, compiler_options={"xla_backend_optimization_level": 0}
 )
+# For programs that take long to run, wherever XLA_FLAGS ask for fast compiling.
+jit_optimized = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 3}
+)
 
 LINEAR_BETAS = np.linspace(1e-4, 0.02, 1000)
 SHORT_BETAS = np.linspace(1e-3, 0.2, 100)  # the same noise in a tenth of the steps

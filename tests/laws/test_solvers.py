@@ -11,8 +11,10 @@ from laws.registry import (
     MORE_SOLVERS,
     PATHS,
     SOLVERS,
+    WHOLE,
     each,
     jit_once,
+    jit_optimized,
 )
 
 from genlib import metrics, noise, prediction, samplers
@@ -47,15 +49,22 @@ SECOND_ORDER = [
 # These integrate in the path's own time, where only a straight path is one step.
 IN_TIME = [SOLVERS[name] for name in ("euler", "heun", "midpoint", "ralston")]
 IN_TIME += [MORE_SOLVERS[name] for name in ("adams_bashforth_3", "heun_churn")]
+# Four kinds in turn for each pair, so that every kind meets every path and every solver
+# (the laws of predictions show that every kind is exact on every path).
 COMBINATIONS = [
-    pytest.param(PATHS[path], SOLVERS[solver], id=f"{path}-{solver}")
-    for path in PATHS
-    for solver in SOLVERS
+    pytest.param(
+        PATHS[path],
+        SOLVERS[solver],
+        [list(KINDS)[(row + column + turn) % len(KINDS)] for turn in range(4)],
+        id=f"{path}-{solver}",
+    )
+    for row, path in enumerate(PATHS)
+    for column, solver in enumerate(SOLVERS)
     if solver not in VARIANTS or path in ("edm", "cosine")
 ]
 
 
-@jax.jit
+@jit_optimized
 def measure(x, alpha, sigma):
     """Return the distance to exact samples at (alpha, sigma), and the mode weights."""
     eps = jax.random.normal(jax.random.key(2), TRUTH.shape)
@@ -65,44 +74,52 @@ def measure(x, alpha, sigma):
     return distance, MIXTURE.responsibilities(x, alpha, sigma).mean(0)
 
 
-def network_of(kind, path):
-    """Return the exact network of a kind, which sees what a trained one would see."""
-    exact = MIXTURE.denoiser(path)
+def denoiser_through(path, kinds):
+    """Carry the exact denoiser through one of the kinds, as a trained network is."""
 
-    def predict_at(x_t, t):
-        return prediction.convert(path, exact(x_t, t), x_t, t, prediction.X0, kind)
+    def through(kind):
+        def denoise(x_t, t, x_0):
+            # The network of the EDM kind sees scaled inputs; the exact one needs x_t.
+            exact = prediction.convert(path, x_0, x_t, t, prediction.X0, kind)
+            return prediction.denoiser(lambda x, s: exact, path, kind)(x_t, t)
 
-    return predict_at
+        return denoise
 
-
-def denoiser_of(kind, path):
-    """Carry the exact denoiser through a kind and back, as a trained network is."""
-    network = network_of(kind, path)
-
-    def denoise(x_t, t):
-        # The network of the EDM kind sees scaled inputs; the exact one needs x_t.
-        through = prediction.denoiser(lambda x, s: network(x_t, t), path, kind)
-        return through(x_t, t)
-
-    return denoise
+    exact, branches = MIXTURE.denoiser(path), [through(KINDS[name]) for name in kinds]
+    return lambda index: (
+        lambda x_t, t: jax.lax.switch(index, branches, x_t, t, exact(x_t, t))
+    )
 
 
-@pytest.mark.parametrize(("path", "solver"), COMBINATIONS)
-def test_every_kind_samples_the_mixture(path, solver, key):
+def test_every_kind_meets_every_path_and_every_solver():
+    for axis, names in enumerate((PATHS.values(), SOLVERS.values())):
+        for one in names:
+            mine = [case.values[2] for case in COMBINATIONS if case.values[axis] is one]
+            assert {name for kinds in mine for name in kinds} == set(KINDS)
+
+
+@pytest.fixture(scope="module")
+def draws():
+    """One table of noise for many runs: a key for each example takes longer to use."""
+    return jax.random.normal(jax.random.key(5), (150, *TRUTH.shape))
+
+
+@pytest.mark.parametrize(("path", "solver", "kinds"), COMBINATIONS)
+def test_every_kind_samples_the_mixture(path, solver, kinds, key, draws):
     """Sliced Wasserstein near that of exact samples, mode weights within 0.02."""
     steps = 40 if solver in SECOND_ORDER else 150
     times = samplers.uniform_log_snr(path, steps)
     x_T = noise.prior(key, path, (N, 2), t=times[0])
 
-    @jax.jit
-    def run(x, kind_index):
-        branches = [denoiser_of(kind, path) for kind in KINDS.values()]
-        denoise = lambda x, t: jax.lax.switch(kind_index, branches, x, t)
-        return samplers.sample(solver, denoise, path, times, x, key)
+    @jit_once
+    def run(x, kind_index, draws):
+        denoise = denoiser_through(path, kinds)(kind_index)
+        return samplers.sample(solver, denoise, path, times, x, noise=draws)
 
-    for index, name in enumerate(KINDS):
+    draws = draws if solver.stochastic else None
+    for index, name in enumerate(kinds):
         # VE ends at its own sigma_min, and so does the truth that it samples.
-        distance, share = measure(run(x_T, index), *path(path.t_min))
+        distance, share = measure(run(x_T, index, draws), *path(path.t_min))
         assert distance < 0.08, name  # two sets of exact samples are 0.03 apart
         np.testing.assert_allclose(share, MIXTURE.weights, atol=0.02, err_msg=name)
 
@@ -116,35 +133,47 @@ def test_more_solvers_sample_the_mixture(solver, key):
     run = lambda x: samplers.sample(
         solver, MIXTURE.denoiser(path), path, times, x, key if solver.draws else None
     )
-    distance, share = measure(jax.jit(run)(x_T), *path(path.t_min))
+    distance, share = measure(jit_once(run)(x_T), *path(path.t_min))
     assert distance < 0.08
     np.testing.assert_allclose(share, MIXTURE.weights, atol=0.02)
 
 
-@pytest.mark.parametrize(
-    ("path", "solver"),
-    [
-        pytest.param(PATHS[path], solver, id=f"{path}-{name}")
-        for name, solver in ALL_SOLVERS.items()
-        for path in (PATHS if name in SOLVERS else ("vp", "betas_zero_snr"))
-    ],
-)
-def test_few_steps_work_from_end_to_end(path, solver, key):
-    for steps in (1, 2) if solver in MORE_SOLVERS.values() else (1,):
-        times = samplers.uniform(path, steps)
-        x_T = noise.prior(key, path, (3, 2))
-        x = samplers.sample(solver, MIXTURE.denoiser(path), path, times, x_T, key)
-        assert x.shape == (3, 2)
-        assert jnp.isfinite(x).all()
+@pytest.mark.parametrize("name", ALL_SOLVERS)
+def test_few_steps_work_from_end_to_end(name, key):
+    solver = ALL_SOLVERS[name]
+    paths = PATHS if name in SOLVERS else ("vp", "betas_zero_snr")
+
+    @jit_once
+    def run(key):
+        ends = {}
+        for path_name in paths:
+            path = PATHS[path_name]
+            x_T = noise.prior(key, path, (3, 2))
+            for steps in (1, 2) if name in MORE_SOLVERS else (1,):
+                times = samplers.uniform(path, steps)
+                x = samplers.sample(solver, WHOLE.denoiser(path), path, times, x_T, key)
+                ends[path_name, steps] = x
+        return ends
+
+    for case, x in run(key).items():
+        assert x.shape == (3, 2), case
+        assert jnp.isfinite(x).all(), case
 
 
 @every_solver
 def test_one_step_to_zero_is_the_denoiser(solver, key):
     straight = [noise.EDM(), noise.Rectified()]
-    for path in straight if solver in IN_TIME else [*straight, noise.Cosine()]:
-        x = noise.prior(key, path, (5, 2))
-        denoise = MIXTURE.denoiser(path)
-        got = samplers.sample(solver, denoise, path, [path.t_max, path.t_min], x, key)
+    paths = straight if solver in IN_TIME else [*straight, noise.Cosine()]
+    denoise = lambda x, t: jnp.sin(x + t)
+    starts = [noise.prior(key, path, (5, 2)) for path in paths]
+
+    @jit_once
+    def run(starts):
+        ends = [[path.t_max, path.t_min] for path in paths]
+        settings = zip(paths, ends, starts, strict=True)
+        return [samplers.sample(solver, denoise, *each, key) for each in settings]
+
+    for path, x, got in zip(paths, starts, run(starts), strict=True):
         want = denoise(x, jnp.float32(path.t_max))
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
@@ -166,25 +195,34 @@ def test_dtype_is_kept(solver, dtype, key, x64):
         seen.add((x.dtype.name, t.dtype.name))
         return 0.5 * x
 
-    x = jnp.ones((2, 3), dtype)
-    out = samplers.sample(solver, denoise, path, samplers.uniform(path, 3), x, key)
-    assert out.dtype == x.dtype
+    out = jax.eval_shape(
+        lambda x: samplers.sample(
+            solver, denoise, path, samplers.uniform(path, 3), x, key
+        ),
+        jax.ShapeDtypeStruct((2, 3), dtype),
+    )
+    assert out.dtype == dtype
     assert seen == {(dtype, "float64" if dtype == "float64" else "float32")}
 
 
 @every_solver
 def test_declared_calls_are_the_calls_made(solver, key):
+    """Those in the body of each scan, as often as it runs."""
     path = noise.EDM()
+
+    def denoise(x, t):
+        jax.debug.callback(lambda t: None, t)
+        return 0.5 * x
+
     for times in (samplers.karras(path, 7), samplers.karras(path, 7, to_zero=False)):
-        calls = []
-
-        def denoise(x, t, calls=calls):
-            jax.debug.callback(lambda t: calls.append(t), t)
-            return 0.5 * x
-
-        samplers.sample(solver, denoise, path, times, jnp.ones((2, 3)), key)
-        jax.effects_barrier()
-        assert len(calls) == samplers.nfe(solver, path, times)
+        traced = jax.make_jaxpr(
+            lambda x, times=times: samplers.sample(solver, denoise, path, times, x, key)
+        )(jnp.ones((2, 3)))
+        scans = [eqn.params for eqn in traced.eqns if eqn.primitive.name == "scan"]
+        calls = [str(scan["jaxpr"]).count("debug_callback[") for scan in scans]
+        assert str(traced).count("debug_callback[") == sum(calls)  # none elsewhere
+        made = sum(n * scan["length"] for n, scan in zip(calls, scans, strict=True))
+        assert made == samplers.nfe(solver, path, times)
 
 
 @every_solver
@@ -194,20 +232,24 @@ def test_saved_states_are_the_ends_of_the_steps(solver, key):
     x, denoise = jnp.full((2, 3), 80.0), lambda x, t: jnp.tanh(x)
     several = (solver.draws,) if solver.draws > 1 else ()
     draws = jax.random.normal(key, (5, *several, 2, 3))
-    source = {"noise": draws} if solver.stochastic else {}
-    end, saved = samplers.sample(
-        solver, denoise, path, times, x, **source, save=lambda x: x
-    )
+    # What their first step does depends on the steps to come.
+    ahead = solver in FEW_STEP_SOLVERS.values() or solver is MORE_SOLVERS["heun_churn"]
+
+    def run(times, **save):
+        source = {"noise": draws[: len(times) - 1]} if solver.stochastic else {}
+        return samplers.sample(solver, denoise, path, times, x, **source, **save)
+
+    @jit_once
+    def every():
+        first = None if ahead else run(times[:2])
+        return run(times, save=lambda x: x), run(times), first
+
+    (end, saved), unsaved, first = every()
     assert saved.shape == (5, 2, 3)
     np.testing.assert_array_equal(saved[-1], end)
-    np.testing.assert_array_equal(
-        samplers.sample(solver, denoise, path, times, x, **source), end
-    )
-    if solver in FEW_STEP_SOLVERS.values() or solver is MORE_SOLVERS["heun_churn"]:
-        return  # what their first step does depends on the steps to come
-    source = {"noise": draws[:1]} if solver.stochastic else {}
-    first = samplers.sample(solver, denoise, path, times[:2], x, **source)
-    np.testing.assert_allclose(saved[0], first, rtol=1e-5)
+    np.testing.assert_array_equal(unsaved, end)
+    if not ahead:
+        np.testing.assert_allclose(saved[0], first, rtol=1e-5)
 
 
 @every_solver
@@ -226,13 +268,15 @@ def test_jit_equals_eager_and_vmap_equals_a_loop(solver, key):
     path = noise.Rectified()
     times = samplers.uniform(path, 5)
     run = lambda x, key: samplers.sample(
-        solver, MIXTURE.denoiser(path), path, times, x, key
+        solver, WHOLE.denoiser(path), path, times, x, key
     )
     x = jax.random.normal(key, (3, 4, 2))
     keys = jax.random.split(key, 3)
-    eager = jnp.stack([run(x[i], keys[i]) for i in range(3)])
-    np.testing.assert_allclose(jax.vmap(run)(x, keys), eager, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(jax.jit(run)(x[0], keys[0]), eager[0], rtol=1e-4)
+    compiled = jit_once(run)
+    loop = jnp.stack([compiled(x[i], keys[i]) for i in range(3)])
+    vmapped = jit_once(jax.vmap(run))(x, keys)
+    np.testing.assert_allclose(vmapped, loop, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(run(x[0], keys[0]), loop[0], rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -245,8 +289,8 @@ def test_traced_path_and_grid_give_the_same_samples(solver, key):
     def run(beta_max):
         path = noise.VPLinear(beta_max=beta_max)
         times = samplers.uniform_log_snr(path, 6)
-        return samplers.sample(solver, MIXTURE.denoiser(path), path, times, x, key)
+        return samplers.sample(solver, WHOLE.denoiser(path), path, times, x, key).sum()
 
-    value, gradient = jit_once(jax.value_and_grad(lambda b: run(b).sum()))(20.0)
-    np.testing.assert_allclose(value, run(20.0).sum(), rtol=2e-2, atol=5e-3)
+    value, gradient = jit_once(jax.value_and_grad(run))(20.0)
+    np.testing.assert_allclose(value, run(20.0), rtol=2e-2, atol=5e-3)
     assert jnp.isfinite(gradient)

@@ -56,40 +56,55 @@ def trained(adaptive, path, updates=20):
 def test_weighted_losses_have_the_mean_of_uniform_ones(name, path, x64):
     adaptive = scheme(name, midpoints)
     state = trained(adaptive, path)
-    t = adaptive.times(state)(None, path, N, jnp.float64)
-    assert ((t >= path.t_min) & (t <= path.t_max)).all()
-    weight = adaptive.weight(state)(path, V, t)
     value = lambda t: jax.nn.sigmoid(-noise.log_snr(path, t))
-    want = value(uniform_times(name, path)).mean()
-    np.testing.assert_allclose((weight * value(t)).mean(), want, rtol=2e-4)
-    np.testing.assert_allclose(weight.mean(), 1.0, rtol=2e-4)
-    assert abs(value(t).mean() - want) > 0.02 * want  # without the weight
+
+    @jit_once
+    def run(state):
+        t = adaptive.times(state)(None, path, N, jnp.float64)
+        weight = adaptive.weight(state)(path, V, t)
+        means = [x.mean() for x in (value(t), weight * value(t), weight)]
+        return t, means, value(uniform_times(name, path)).mean()
+
+    t, (unweighted, weighted, weight), want = run(state)
+    assert ((t >= path.t_min) & (t <= path.t_max)).all()
+    np.testing.assert_allclose(weighted, want, rtol=2e-4)
+    np.testing.assert_allclose(weight, 1.0, rtol=2e-4)
+    assert abs(unweighted - want) > 0.02 * want
 
 
 @every_scheme
 def test_weighted_losses_have_less_variance(name):
     adaptive = scheme(name)
     state = trained(adaptive, COSINE)
-    draw = jit_once(lambda key: adaptive.times(state)(key, COSINE, 4000))
-    t = draw(jax.random.key(0))
-    weighted = adaptive.weight(state)(COSINE, V, t) * rising(COSINE, t)
-    before = rising(COSINE, uniform_times(name, COSINE, jnp.float32))
-    assert weighted.std() / weighted.mean() < 0.25 * before.std() / before.mean()
+
+    @jit_once
+    def spreads(key):
+        t = adaptive.times(state)(key, COSINE, 4000)
+        weighted = adaptive.weight(state)(COSINE, V, t) * rising(COSINE, t)
+        before = rising(COSINE, uniform_times(name, COSINE, jnp.float32))
+        return [loss.std() / loss.mean() for loss in (weighted, before)]
+
+    after, before = spreads(jax.random.key(0))
+    assert after < 0.25 * before
 
 
 @every_scheme
 def test_before_any_loss_times_are_uniform(name, x64):
     adaptive = scheme(name, midpoints)
+
+    @jit_once
+    def run(state):
+        t = adaptive.times(state)(None, COSINE, N, jnp.float64)
+        return t, adaptive.weight(state)(COSINE, V, t), uniform_times(name, COSINE)
+
     for state in (
         adaptive.init(),
         adaptive.update(adaptive.init(), COSINE, jnp.full(2, 0.4), jnp.zeros(2)),
     ):
-        t = adaptive.times(state)(None, COSINE, N, jnp.float64)
-        np.testing.assert_allclose(t, jnp.sort(t)[:: 1 if t[0] < t[-1] else -1])
-        np.testing.assert_allclose(
-            jnp.sort(t), jnp.sort(uniform_times(name, COSINE)), atol=1e-9
-        )
-        np.testing.assert_allclose(adaptive.weight(state)(COSINE, V, t), 1.0, rtol=1e-9)
+        t, weight, uniform = run(state)
+        np.testing.assert_allclose(t, np.sort(t)[:: 1 if t[0] < t[-1] else -1])
+        np.testing.assert_allclose(np.sort(t), np.sort(uniform), atol=1e-9)
+        np.testing.assert_allclose(weight, 1.0, rtol=1e-9)
 
 
 def test_the_history_is_that_of_a_loop(key):
@@ -145,7 +160,7 @@ def test_gradients_do_not_pass_through_the_state(name, key):
         state = adaptive.update(adaptive.init(), COSINE, t, loss)
         return adaptive.weight(state)(COSINE, V, t).sum()
 
-    assert (jax.grad(later)(jnp.linspace(0.1, 2.0, 40)) == 0).all()
+    assert (jit_once(jax.grad(later))(jnp.linspace(0.1, 2.0, 40)) == 0).all()
 
 
 def test_it_trains_with_the_denoising_loss(key):

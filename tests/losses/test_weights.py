@@ -12,6 +12,7 @@ from laws.registry import (
     WEIGHTS,
     each,
     inner_times,
+    jit_once,
 )
 from losses.golden import GOLDEN as LOSSES
 
@@ -40,10 +41,12 @@ def test_min_snr_matches_the_published_weights(label):
 
 def test_edm_weight_is_one_on_the_edm_kind():
     """w c_out^2 = 1 on any path, up to its noise end."""
-    for name, path in (PATHS | MORE_PATHS).items():
-        t = jnp.append(inner_times(path), path.t_max)
-        weight = losses.edm(0.7)(path, prediction.EDM(0.7), t)
-        np.testing.assert_allclose(weight, 1.0, rtol=1e-4, err_msg=name)
+    paths = PATHS | MORE_PATHS
+    times = {name: np.append(inner_times(p), p.t_max) for name, p in paths.items()}
+    weight = lambda path, t: losses.edm(0.7)(path, prediction.EDM(0.7), t)
+    run = jit_once(lambda t: {name: weight(paths[name], t[name]) for name in paths})
+    for name, got in run(times).items():
+        np.testing.assert_allclose(got, 1.0, rtol=1e-4, err_msg=name)
 
 
 def test_edm_weight_matches_the_published_one():
@@ -107,11 +110,15 @@ def test_weights_of_the_eps_error():
 
 
 def test_likelihood_weighs_the_score_by_the_diffusion_coefficient(x64):
-    for name, path in (PATHS | MORE_PATHS).items():
-        t = jnp.asarray(inner_times(path, 5), jnp.float64)
-        got = losses.likelihood(path, prediction.SCORE, t)
-        _, g = noise.drift_diffusion(path, t)
-        np.testing.assert_allclose(got, g**2, rtol=1e-8, err_msg=name)
+    paths = PATHS | MORE_PATHS
+    times = {name: np.asarray(inner_times(p, 5), float) for name, p in paths.items()}
+    both = lambda path, t: (
+        losses.likelihood(path, prediction.SCORE, t),
+        noise.drift_diffusion(path, t)[1] ** 2,
+    )
+    run = jit_once(lambda t: {name: both(paths[name], t[name]) for name in paths})
+    for name, (got, want) in run(times).items():
+        np.testing.assert_allclose(got, want, rtol=1e-8, err_msg=name)
     beta = losses.likelihood(noise.VPLinear(), prediction.SCORE, jnp.float64(0.3))
     np.testing.assert_allclose(beta, 0.1 + 0.3 * 19.9, rtol=1e-12)
 

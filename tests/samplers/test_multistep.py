@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from laws.registry import LINEAR_BETAS, MIXTURE, X_UNIT
+from laws.registry import LINEAR_BETAS, MIXTURE, X_UNIT, jit_optimized
 
 from genlib import metrics, noise, samplers
 
@@ -256,7 +256,7 @@ def test_quality_per_call_on_the_mixture():
     solvers = [samplers.dpmpp_2m(), samplers.heun()]
     assert [samplers.nfe(solver, path, times) for solver in solvers] == [20, 39]
 
-    @jax.jit
+    @jit_optimized
     def distances(key):
         keys = jax.random.split(key, 4)
         truth, other = (MIXTURE.sample(k, n) for k in (keys[0], keys[2]))
