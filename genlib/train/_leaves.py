@@ -1,34 +1,48 @@
 """The leaves of a state as a checkpoint knows them: by path, shape and dtype."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from genlib import tree
-from genlib.train._state import State
 
 
 class WrongModelError(ValueError):
     """A checkpoint whose leaves are not those that are asked for."""
 
 
-def parts(state: State) -> dict[str, Any]:
-    """Return the pieces that are stored one by one, so that one can be read alone."""
-    training = {"step": state.step, "opt_state": state.opt_state, "key": state.key}
-    return {"params": state.params, "ema": state.ema, "training": training}
+def on_device(values: Any) -> dict[str, jax.Array]:
+    """Return the leaves of `values` under their paths, all of them jax arrays.
+
+    Raises:
+      ValueError: if there is none, or if one is no array or would lose bits as one.
+    """
+    leaves = tree.named(values)
+    if not leaves or "" in leaves:
+        raise ValueError(f"state must hold arrays under names; it is {values}")
+    for name, leaf in leaves.items():
+        dtype = leaf.dtype if isinstance(leaf, np.ndarray | np.generic) else None
+        if dtype is not None and dtype == jax.dtypes.canonicalize_dtype(dtype):
+            leaves[name] = jax.device_put(leaf)
+        elif not isinstance(leaf, jax.Array):
+            what = f"{dtype} without jax_enable_x64" if dtype else type(leaf)
+            raise ValueError(f"state must hold jax arrays; {name} is {what}")
+    return leaves
 
 
-def describe(pieces: Mapping[str, Any]) -> dict[str, str]:
-    """Return the type of each leaf, such as float32[3,3], under its path."""
+def describe(leaves: Mapping[str, Any]) -> dict[str, str]:
+    """Return the type of each leaf, such as float32[3,3]."""
     return {
         name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-        for piece, values in pieces.items()
-        for name, leaf in tree.named(values, piece).items()
+        for name, leaf in leaves.items()
     }
 
 
-def compare(stored: dict[str, str], wanted: dict[str, str], where: str) -> None:
+def compare(stored: dict[str, str], wanted: dict[str, str], where: Any) -> None:
     """Raise a `WrongModelError` that names the first leaves that differ."""
     names = [*wanted, *(name for name in stored if name not in wanted)]
     differ = [name for name in names if stored.get(name) != wanted.get(name)]
@@ -47,9 +61,46 @@ def compare(stored: dict[str, str], wanted: dict[str, str], where: str) -> None:
     )
 
 
-def target(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Return what to restore for `leaf`: its shape and dtype, on its sharding."""
+def target(
+    leaf: Any, name: str, stored: Mapping[str, str], *, cast: bool
+) -> jax.ShapeDtypeStruct:
+    """Return what to restore for `leaf`: its shape and dtype, on its sharding.
+
+    With `cast` a float has the dtype in which it was stored.
+
+    Raises:
+      WrongModelError: if it is stored in 64 bits and arrays here have 32.
+    """
+    dtype = leaf.dtype
+    if name in stored and not stored[name].startswith("key<"):
+        as_stored = jnp.dtype(stored[name].partition("[")[0])
+        if as_stored != jax.dtypes.canonicalize_dtype(as_stored):
+            raise WrongModelError(
+                f"{name} was stored as {as_stored}: set jax_enable_x64 to read it"
+            )
+        if cast and tree.is_float(leaf) and jnp.issubdtype(as_stored, jnp.inexact):
+            dtype = as_stored
     sharding = getattr(leaf, "sharding", None)
     if sharding is None:
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+
+
+def chosen(leaves: Mapping[str, Any], only: str | Sequence[str] | None) -> set[str]:
+    """Return the paths in which one of the regular expressions is found.
+
+    Raises:
+      ValueError: if one is found in none.
+    """
+    if only is None:
+        return set(leaves)
+    names = set()
+    for pattern in [only] if isinstance(only, str) else only:
+        found = {name for name in leaves if re.search(pattern, name)}
+        if not found:
+            raise ValueError(
+                f"only must be found in the path of a leaf; {pattern!r} is in none of "
+                f"{', '.join([*leaves][:3])}, ..."
+            )
+        names |= found
+    return names

@@ -1,9 +1,6 @@
 """The training loop: it keeps the device busy, and survives being killed."""
 
-import collections
 import contextlib
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -12,13 +9,11 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from genlib.train._checkpoint import Checkpointer
-from genlib.train._sharding import shard_batch
+from genlib.train._log import LateLog, Pace, Profile, Tracer
+from genlib.train._mesh import shard_batch
+from genlib.train._preemption import Interrupts, Preempted
 from genlib.train._state import State
 from genlib.train._step import Step
-
-# Steps that may wait in the device's queue: enough to keep it busy, few enough that
-# their batches do not pile up in memory.
-_AHEAD = 4
 
 
 class BatchIterator(Protocol):
@@ -60,14 +55,22 @@ def fit(
     eval_fn: Callable[[State], Mapping[str, Any]] | None = None,
     eval_every: int | None = None,
     max_skipped: int | None = 100,
+    profile: Profile | None = None,
     progress: bool = True,
 ) -> State:
     """Train until `steps` steps are done, from the last checkpoint if there is one.
 
-    The host never waits for the step that it has just dispatched: metrics are copied in
-    the background and read one log interval later. A run that is killed and started
-    again ends with the same bits as one that was not. Ctrl-C saves before it stops (in
-    one process; with several, the last regular checkpoint stands).
+    The host never waits for the step that it has just dispatched, but to evaluate and
+    to save: metrics are copied in the background and read one log interval later. A run
+    that is killed and started again ends with the same bits as one that was not.
+
+    SIGTERM, which schedulers send before they take a machine away, and Ctrl-C finish
+    the step in flight, save it and raise `Preempted` (exit code 143) or
+    KeyboardInterrupt; the handlers of the caller are back afterwards. A second
+    Ctrl-C stops at once and saves nothing. With several processes SIGTERM or Ctrl-C in
+    one of them stops all after the same step, if they were connected by
+    `jax.distributed` with its preemption service, which is the default. Without a
+    `checkpointer` SIGTERM in one process has its usual effect.
 
     Args:
       step: `(state, batch) -> (state, metrics)`, jitted: `jax.jit(make_step(...))` or
@@ -79,13 +82,19 @@ def fit(
       steps: the number of steps after which the run is complete.
       mesh: split each batch over this mesh with `shard_batch`.
       writer: gets `write(step, values)` with the metrics of every `log_every`-th step
-        (`skipped` is the count since the last line) and what `eval_fn` returns.
+        and what `eval_fn` returns. `skipped` is the count since the last line;
+        `step_time` (seconds) and `examples_per_second` (rows of the first array of the
+        batch, over all devices) are means over the steps that ended since then, from
+        the second one of the process on, without the time of evaluating and saving.
       log_every: steps between two lines.
-      checkpointer: where to save state and data position, and to resume from.
+      checkpointer: where to save state and data position, and to resume from. Its
+        `best` metric is looked for in the line of the step that is saved: let
+        `save_every` be a multiple of `eval_every`, or of `log_every`.
       save_every: steps between two checkpoints; the last step is always saved.
       eval_fn: `state -> {name: scalar}`; it must not donate the state.
       eval_every: steps between two evaluations; the last step is always evaluated.
       max_skipped: stop after so many skipped steps in a row; None for never.
+      profile: steps to trace; the host waits for the last of them.
       progress: show a progress bar (process 0 only).
 
     Returns:
@@ -93,7 +102,9 @@ def fit(
 
     Raises:
       ValueError: if a setting is out of range, if `batches` is neither of the two or
-        ends too early, or if the checkpoint is one of another model.
+        ends too early, if the checkpoint is one of another model, or if neither the
+        step nor `eval_fn` has the metric that `checkpointer` is to choose by.
+      Preempted: after SIGTERM, with everything saved.
       FloatingPointError: after `max_skipped` skipped steps in a row (seen when their
         metrics are read, so up to two log intervals late).
 
@@ -107,61 +118,109 @@ def fit(
     3.0
     """
     every = {"log_every": log_every, "save_every": save_every, "eval_every": eval_every}
-    for name, value in {"steps": steps, "max_skipped": max_skipped, **every}.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1; it is {value}")
+    _check_counts({"steps": steps, "max_skipped": max_skipped, **every}, profile)
     source = _Source(batches)
-    if checkpointer is not None and checkpointer.latest is not None:
-        restored = checkpointer.restore(state)
-        state = restored.state
-        source.seek(restored.position)
+    state = _resume(checkpointer, state, source)
     done = int(jax.device_get(state.step))
-    position = source.position(done)
+    position, values = source.position(done), {}
     if writer is not None:
         writer.rewind(done)
 
     def due(every: int | None) -> bool:
         return done == steps or (every is not None and done % every == 0)
 
-    def save() -> None:
+    def save(metrics: Mapping[str, Any]) -> None:
         if checkpointer is not None and done != checkpointer.latest:
             log.flush()  # a run that resumes here does not write these lines again
-            checkpointer.save(done, state, position)
+            given = metrics if checkpointer.best_metric in metrics else None
+            with pace.pause():
+                checkpointer.save(done, state, position, metrics=given)
 
     hidden = not progress or jax.process_index() != 0
     bar = tqdm(total=steps, initial=done, unit="step", disable=hidden)
-    log = _LateLog(writer, bar, max_skipped)
-    queue: collections.deque[Any] = collections.deque(maxlen=_AHEAD)
+    log, pace, tracer = LateLog(writer, bar, max_skipped), Pace(), Tracer(profile)
+    interrupts = Interrupts(done, sigterm=checkpointer is not None)
+    with interrupts, _ended(interrupts, bar, tracer, checkpointer):
+        try:
+            while done < steps:
+                batch = source.draw(done, steps)
+                batch = (
+                    jax.device_put(batch) if mesh is None else shard_batch(batch, mesh)
+                )
+                pace.wait()
+                tracer.before(done + 1)
+                with interrupts.held():
+                    state, metrics = step(state, batch)
+                    done += 1
+                    position = source.position(done)
+                    pace.add(metrics, batch)
+                    log.count(metrics)
+                    values = {**metrics, **pace.metrics()} if due(log_every) else {}
+                bar.update()
+                tracer.after(done, metrics)
+                interrupts.check(done)
+                if eval_fn is not None and due(eval_every):
+                    with pace.pause():
+                        values |= jax.block_until_ready(dict(eval_fn(state)))
+                if due(log_every) and (eval_fn is None or due(eval_every)):
+                    _check_best(checkpointer, values)
+                with interrupts.held():
+                    log.add(done, values)
+                    line, values = values, {}
+                    if due(save_every):
+                        save(line)
+            log.flush()
+        except (KeyboardInterrupt, Preempted):
+            if interrupts.orderly:
+                with interrupts.held():
+                    log.add(done, values)
+                    save(values)
+            raise
+    return state
+
+
+def _resume(
+    checkpointer: Checkpointer | None, state: State, source: "_Source"
+) -> State:
+    """Return where a run stands, and put its data there."""
+    if checkpointer is None or checkpointer.latest is None:
+        return state
+    restored = checkpointer.restore(state)
+    source.seek(restored.position)
+    return restored.state
+
+
+@contextlib.contextmanager
+def _ended(
+    interrupts: Interrupts, bar: tqdm, tracer: Tracer, checkpointer: Checkpointer | None
+) -> Iterator[None]:
+    """End what a run has begun, however it stops."""
     try:
-        while done < steps:
-            batch = source.draw(done, steps)
-            batch = jax.device_put(batch) if mesh is None else shard_batch(batch, mesh)
-            if len(queue) == _AHEAD:
-                jax.block_until_ready(queue[0])
-            with _uninterrupted():
-                state, metrics = step(state, batch)
-                done += 1
-                position = source.position(done)
-            queue.append(metrics)
-            bar.update()
-            values = dict(metrics) if due(log_every) else {}
-            log.count(metrics)
-            if eval_fn is not None and due(eval_every):
-                values |= eval_fn(state)
-            if values:
-                log.add(done, values)
-            if due(save_every):
-                save()
-        log.flush()
-    except KeyboardInterrupt:
-        if jax.process_count() == 1:
-            save()
-        raise
+        yield
     finally:
         bar.close()
+        tracer.stop()
         if checkpointer is not None:
-            checkpointer.wait()
-    return state
+            with interrupts.held():
+                checkpointer.wait()
+
+
+def _check_counts(counts: Mapping[str, int | None], profile: Profile | None) -> None:
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1; it is {value}")
+    if profile is not None and not 1 <= profile.first <= profile.last:
+        raise ValueError(f"profile must have 1 <= first <= last; it is {profile}")
+
+
+def _check_best(checkpointer: Checkpointer | None, line: Mapping[str, Any]) -> None:
+    """Refuse a metric that is not in a line with everything in it."""
+    name = None if checkpointer is None else checkpointer.best_metric
+    if name is not None and name not in line:
+        raise ValueError(
+            "checkpointer must choose the best by a metric of the step or of eval_fn, "
+            f"{sorted(line)}; it is {name!r}"
+        )
 
 
 class _Source:
@@ -192,70 +251,3 @@ class _Source:
     def seek(self, position: Any) -> None:
         if self._stateful:
             self._batches.set_state(position)
-
-
-class _LateLog:
-    """Metrics that are read when the next ones are added, or when they must be."""
-
-    def __init__(self, writer: Any, bar: tqdm, max_skipped: int | None) -> None:
-        self._writer, self._bar, self._max_skipped = writer, bar, max_skipped
-        self._flags: list[Any] = []
-        self._pending: tuple[int, dict[str, Any], list[Any]] | None = None
-        self._streak = 0
-
-    def count(self, metrics: Mapping[str, Any]) -> None:
-        """Remember, on the device, whether a step was skipped."""
-        if "skipped" in metrics:
-            self._flags.append(metrics["skipped"])
-
-    def add(self, step: int, values: dict[str, Any]) -> None:
-        self.flush()
-        flags = []
-        if "skipped" in values:
-            flags, self._flags = self._flags, []
-        self._pending = (step, values, flags)
-        for leaf in jax.tree.leaves(self._pending):
-            if isinstance(leaf, jax.Array):
-                leaf.copy_to_host_async()
-
-    def flush(self) -> None:
-        if self._pending is None:
-            return
-        pending, self._pending = self._pending, None
-        step, values, flags = jax.device_get(pending)
-        if "skipped" in values:
-            values["skipped"] = sum(map(int, flags))
-        if "loss" in values:
-            self._bar.set_postfix(loss=f"{float(values['loss']):.4g}", refresh=False)
-        if self._writer is not None:
-            self._writer.write(step, values)
-        for skipped in flags:
-            self._streak = self._streak + 1 if skipped else 0
-            if self._max_skipped is not None and self._streak >= self._max_skipped:
-                raise FloatingPointError(
-                    f"the loss or the gradient was not finite in {self._streak} steps "
-                    f"in a row, the last by step {step}"
-                )
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back while a donated state changes hands; a second acts at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    held = False
-
-    def hold(*_: Any) -> None:
-        nonlocal held
-        if held:
-            raise KeyboardInterrupt
-        held = True
-
-    before = signal.signal(signal.SIGINT, hold)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if held:
-        signal.raise_signal(signal.SIGINT)

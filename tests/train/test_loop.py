@@ -1,6 +1,5 @@
 import json
-import os
-import signal
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ import optax
 import pytest
 
 from genlib import train
-from genlib.train import _loop
+from genlib.train import _log
 from tests.train import toy
 from tests.train.toy import assert_identical
 
@@ -45,14 +44,19 @@ class Stream:
         self.index = state["at"]
 
 
+PACE = ("step_time", "examples_per_second")
+
+
 class Tape:
-    """A writer that remembers."""
+    """A writer that remembers, and keeps apart what differs from run to run."""
 
     def __init__(self):
-        self.lines, self.rewound = [], []
+        self.lines, self.pace, self.rewound = [], [], []
 
     def write(self, step, values):
-        self.lines.append((step, {k: float(v) for k, v in values.items()}))
+        values = {k: float(v) for k, v in values.items()}
+        self.pace.append((step, {k: values.pop(k) for k in PACE if k in values}))
+        self.lines.append((step, values))
 
     def rewind(self, step):
         self.rewound.append(step)
@@ -121,45 +125,6 @@ def test_interrupted_by_the_data_it_saves(tmp_path, by_hand):
         assert_identical(fit(steps=12, checkpointer=checkpointer), by_hand[0][12])
 
 
-@pytest.fixture
-def interruptible():
-    """Let SIGINT raise, also where the tests run in a background that ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
-def test_interrupted_within_a_step_it_finishes_and_saves(tmp_path, by_hand):
-    """Ctrl-C while the donated state is in the step's hands must not lose it."""
-    calls = []
-
-    def step(state, batch):
-        calls.append(1)
-        if len(calls) == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-        return STEP(state, batch)
-
-    handler = signal.getsignal(signal.SIGINT)
-    with train.Checkpointer(tmp_path) as checkpointer:
-        with pytest.raises(KeyboardInterrupt):
-            fit(Stream(), step=step, steps=12, checkpointer=checkpointer)
-        assert checkpointer.latest == 4
-        assert checkpointer.restore(start()).position == {"at": 4}
-    assert signal.getsignal(signal.SIGINT) is handler
-
-
-@pytest.mark.usefixtures("interruptible")
-def test_a_second_interrupt_within_a_step_acts_at_once():
-    def step(state, batch):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-        raise AssertionError
-
-    with pytest.raises(KeyboardInterrupt):
-        fit(step=step, steps=2)
-
-
 def test_metrics_are_read_one_interval_late(monkeypatch):
     """Numbers are fetched at log steps only, and are those of the log step before."""
     dispatched, reads = [], []
@@ -174,7 +139,7 @@ def test_metrics_are_read_one_interval_late(monkeypatch):
             reads.append((len(dispatched), tree[0]))
         return get(tree)
 
-    monkeypatch.setattr(_loop.jax, "device_get", read)
+    monkeypatch.setattr(jax, "device_get", read)
     fit(step=step, steps=11, writer=Tape(), log_every=3)
     assert reads == [(6, 3), (9, 6), (11, 9), (11, 11)]
 
@@ -188,7 +153,7 @@ def test_the_queue_of_the_device_is_bounded(monkeypatch):
         return state, {"index": batch}
 
     wait = lambda metrics: order.append(f"wait {metrics['index']}")
-    monkeypatch.setattr(_loop.jax, "block_until_ready", wait)
+    monkeypatch.setattr(jax, "block_until_ready", wait)
     fit(lambda index: np.int32(index), step=step, steps=6)
     first = [f"step {index}" for index in range(4)]
     assert order == [*first, "wait 0", "step 4", "wait 1", "step 5"]
@@ -245,7 +210,8 @@ def test_lines_on_disk_are_those_of_one_run(tmp_path):
     def lines(folder):
         text = (folder / "metrics.jsonl").read_text()
         rows = [json.loads(line) for line in text.splitlines()]
-        return [{k: v for k, v in row.items() if k != "time"} for row in rows]
+        drop = ("time", *PACE)
+        return [{k: v for k, v in row.items() if k not in drop} for row in rows]
 
     def stop(index):
         if index == 8:
@@ -284,3 +250,114 @@ def test_counts_are_positive(name):
 def test_jnp_batches_are_taken_as_they_are(by_hand):
     batches = lambda index: jax.tree.map(jnp.asarray, toy.batch(index))
     assert_identical(fit(batches, steps=3), by_hand[0][3])
+
+
+def test_pace_is_that_of_the_steps_alone(monkeypatch, tmp_path):
+    """A clock that only waiting moves: 1 s a step, 100 s an evaluation or a save."""
+    clock = [0.0]
+
+    def take(seconds):
+        clock[0] += seconds
+
+    def save(*_, **__):
+        take(100)
+
+    monkeypatch.setattr(_log, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(jax, "block_until_ready", lambda x: take(1) or x)
+    monkeypatch.setattr(train.Checkpointer, "save", save)
+    tape, settings = Tape(), dict(log_every=4, eval_every=6, save_every=5)
+    with train.Checkpointer(tmp_path) as checkpointer:
+        settings |= dict(eval_fn=lambda _: take(100) or {}, checkpointer=checkpointer)
+        fit(steps=16, writer=tape, **settings)
+    one = {"step_time": 1.0, "examples_per_second": 32.0}
+    assert tape.pace == [(4, {}), (8, one), (12, one), (16, one)]
+
+
+def test_pace_of_batches_without_rows():
+    tape = Tape()
+    step = lambda state, batch: (state, {"index": batch})
+    fit(lambda index: np.int32(index), step=step, steps=9, log_every=3, writer=tape)
+    assert [set(pace) for _, pace in tape.pace] == [set(), {"step_time"}, {"step_time"}]
+
+
+def test_steady_state_waits_for_nothing_and_compiles_nothing(by_hand):
+    """No transfer but explicit ones, and the same program from first to last."""
+    batches = lambda index: jax.device_put(toy.batch(index))
+    state, tape = start(), Tape()
+    with jax.transfer_guard("disallow"), toy.compilations() as compiled:
+        settings = dict(steps=12, writer=tape, log_every=3, progress=False)
+        state = train.fit(STEP, state, batches, **settings)
+    assert_identical(state, by_hand[0][12])
+    assert len(tape.lines) == 4
+    assert not compiled
+
+
+def test_the_best_checkpoint_is_that_of_its_own_line(tmp_path):
+    """An evaluation counts for the checkpoint of its step, and for no other."""
+    scores = {3: 5.0, 6: 1.0, 9: 7.0, 12: 2.0}
+    eval_fn = lambda state: {"fid": scores[int(state.step)]}
+    with train.Checkpointer(tmp_path, keep=1, best="fid") as checkpointer:
+        settings = dict(eval_fn=eval_fn, eval_every=3, save_every=2)
+        fit(steps=12, checkpointer=checkpointer, **settings)
+        assert checkpointer.best == 6
+    assert {x.name for x in tmp_path.iterdir()} == {"6", "12"}
+
+
+def test_the_best_by_what_the_step_says(tmp_path, by_hand):
+    losses = {k: by_hand[1][k]["loss"] for k in (4, 8, 12)}
+    with train.Checkpointer(tmp_path, best="loss") as checkpointer:
+        fit(steps=12, checkpointer=checkpointer, save_every=2, log_every=4)
+        assert checkpointer.best == min(losses, key=lambda k: losses[k])
+
+
+def test_a_best_that_nothing_measures(tmp_path):
+    refused = pytest.raises(ValueError, match=r"metric of the step .*'loss'.* 'fid'")
+    with train.Checkpointer(tmp_path, best="fid") as checkpointer, refused:
+        fit(steps=12, checkpointer=checkpointer, log_every=4)
+
+
+def test_a_profile_of_some_steps(tmp_path, monkeypatch):
+    events = []
+    start_trace = lambda directory: events.append(("start", directory))
+    stop_trace = lambda: events.append("stop")
+    monkeypatch.setattr(jax.profiler, "start_trace", start_trace)
+    monkeypatch.setattr(jax.profiler, "stop_trace", stop_trace)
+
+    def step(state, batch):
+        events.append(int(state.step) + 1)
+        return STEP(state, batch)
+
+    fit(step=step, steps=5, profile=train.Profile("there", 2, 3))
+    assert events == [1, ("start", "there"), 2, 3, "stop", 4, 5]
+    events.clear()
+    with train.Checkpointer(tmp_path) as checkpointer:
+        fit(steps=2, checkpointer=checkpointer)
+        settings = dict(steps=4, checkpointer=checkpointer, step=step)
+        fit(profile=train.Profile("there", 1, 9), **settings)
+    assert events == [("start", "there"), 3, 4, "stop"]
+    for first, last in [(0, 3), (3, 2)]:
+        with pytest.raises(ValueError, match="profile must have 1 <= first <= last"):
+            fit(steps=1, profile=train.Profile("there", first, last))
+
+
+def test_a_profile_is_written(tmp_path):
+    fit(steps=2, profile=train.Profile(str(tmp_path), 1, 1))
+    assert list(tmp_path.rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_learning_rate_is_that_of_the_optimizer_step(tmp_path, accumulate):
+    """schedule(0) for the first step; resuming and microbatches change nothing."""
+    rates = jnp.array([1.0, 0.1, 0.01, 0.001])
+    tx = optax.sgd(lambda count: rates[count])
+    loss_fn = lambda params, batch, key: (params * batch.sum(), batch.size, {})
+    make = train.make_step(loss_fn, tx, accumulate=accumulate, ema=None)
+    step, seen = jax.jit(make), []
+    batches = lambda index: np.ones(4, np.float32)
+    for steps in (1, 3, 4):
+        state = train.init(jax.random.key(0), jnp.zeros(()), tx, ema=False)
+        with train.Checkpointer(tmp_path) as checkpointer:
+            settings = dict(steps=steps, checkpointer=checkpointer, progress=False)
+            state = train.fit(step, state, batches, **settings)
+        seen.append(-float(state.params))
+    np.testing.assert_allclose(seen, [1.0, 1.11, 1.111], rtol=1e-6)

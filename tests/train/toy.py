@@ -62,6 +62,19 @@ def assert_close(a: Any, b: Any, tolerance: float = 1e-6) -> None:
             np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
 
 
+def on_host(values: Any) -> Any:
+    """Return arrays as NumPy, from where they are cut up without compiling anything."""
+    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jax.tree.map(lambda x: x if is_key(x) else np.asarray(x), values)
+
+
+def assert_placed(values: Any, shardings: Any) -> None:
+    """Check that every leaf lies as its sharding says."""
+    leaves = jax.tree.leaves(values), jax.tree.leaves(shardings)
+    for leaf, sharding in zip(*leaves, strict=True):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+
+
 @contextlib.contextmanager
 def compilations() -> Iterator[list[str]]:
     """Collect the names of all tracing, lowering and compiling that happens inside."""
