@@ -1,4 +1,4 @@
-"""Readers of image files into integer pixels, each with its own checks."""
+"""Readers of files into integer pixels or latents, each with its own checks."""
 
 import gzip
 import math
@@ -19,7 +19,10 @@ CIFAR10_FILES = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"
 
 
 class Raw(NamedTuple):
-    """Hold pixels in 0 ... levels - 1 as [N, H, W, C] and labels as [N]."""
+    """Hold pixels in 0 ... levels - 1 as [N, H, W, C] and labels as [N].
+
+    Latents are float32 [N, H, W, C], with levels 0.
+    """
 
     train_images: np.ndarray
     train_labels: np.ndarray
@@ -54,6 +57,16 @@ def synthetic(shape: tuple[int, int, int], count: int = 256) -> Raw:
     images = images.astype(np.uint8)
     train, test = slice(None, count), slice(count, None)
     return Raw(images[train], labels[train], images[test], labels[test], 10, 256)
+
+
+def synthetic_latents(count: int = 256) -> Raw:
+    """Make `count` latents of 16 of 1000 classes: 8x8 squares in noise."""
+    random = np.random.RandomState(0)
+    labels = 62 * (np.arange(count + 64) % 16)
+    patches = random.randn(1000, 8, 8, 4)[labels].repeat(4, axis=1).repeat(4, axis=2)
+    latents = (patches + random.randn(*patches.shape)).astype(np.float32)
+    train, test = slice(None, count), slice(count, None)
+    return Raw(latents[train], labels[train], latents[test], labels[test], 1000, 0)
 
 
 def mnist(directory: Path) -> Raw:
@@ -123,6 +136,15 @@ def folder(directory: Path, size: int, channels: int) -> Raw:
 
 def npz(path: Path) -> Raw:
     """Read `images` and `labels`, and `test_images` and `test_labels` if there."""
+    return _pairs(path, "images", 256)
+
+
+def latents(path: Path) -> Raw:
+    """Read `latents` and `labels`, and `test_latents` and `test_labels` if there."""
+    return _pairs(path, "latents", 0)
+
+
+def _pairs(path: Path, what: str, levels: int) -> Raw:
     if not path.is_file():
         raise ValueError(f"directory must be an .npz file, got {str(path)!r}")
     try:
@@ -132,28 +154,33 @@ def npz(path: Path) -> Raw:
         Exception
     ) as error:  # zipfile, zlib, NumPy and the system each have their own
         raise ValueError(f"directory must be an .npz file: {path}: {error}") from error
-    train = _pair(path, arrays, "")
-    if "test_images" not in arrays:
-        return _held_out(*train, int(train[1].max()) + 1)
-    test = _pair(path, arrays, "test_")
+    train = _pair(path, arrays, "", what)
+    if f"test_{what}" not in arrays:
+        return _held_out(*train, int(train[1].max()) + 1, levels)
+    test = _pair(path, arrays, "test_", what)
     if test[0].shape[1:] != train[0].shape[1:]:
         raise ValueError(
-            f"test_images of {path} must have the shape of images, "
+            f"test_{what} of {path} must have the shape of {what}, "
             f"{train[0].shape[1:]}, got {test[0].shape[1:]}"
         )
-    return Raw(*train, *test, int(max(train[1].max(), test[1].max())) + 1, 256)
+    return Raw(*train, *test, int(max(train[1].max(), test[1].max())) + 1, levels)
 
 
-def _pair(path: Path, arrays: dict, prefix: str) -> tuple[np.ndarray, np.ndarray]:
+def _pair(
+    path: Path, arrays: dict, prefix: str, what: str
+) -> tuple[np.ndarray, np.ndarray]:
+    name = prefix + what
     try:
-        images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
+        images, labels = arrays[name], arrays[f"{prefix}labels"]
     except KeyError as error:
         raise ValueError(
-            f"{path} must hold {prefix}images and {prefix}labels, got {sorted(arrays)}"
+            f"{path} must hold {name} and {prefix}labels, got {sorted(arrays)}"
         ) from error
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.size == 0:
+    if what == "latents":
+        images = _checked_latents(path, name, images)
+    elif images.dtype != np.uint8 or images.ndim not in (3, 4) or images.size == 0:
         raise ValueError(
-            f"{prefix}images of {path} must be uint8 [N, H, W] or [N, H, W, C], "
+            f"{name} of {path} must be uint8 [N, H, W] or [N, H, W, C], "
             f"got {images.dtype} {images.shape}"
         )
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
@@ -168,14 +195,29 @@ def _pair(path: Path, arrays: dict, prefix: str) -> tuple[np.ndarray, np.ndarray
     return images.reshape(*images.shape[:3], -1), labels
 
 
-def _held_out(images: np.ndarray, labels: np.ndarray, num_classes: int) -> Raw:
+def _checked_latents(path: Path, name: str, latents: np.ndarray) -> np.ndarray:
+    if latents.dtype.kind != "f" or latents.ndim != 4 or latents.size == 0:
+        raise ValueError(
+            f"{name} of {path} must be floats [N, H, W, C], "
+            f"got {latents.dtype} {latents.shape}"
+        )
+    with np.errstate(over="ignore"):  # the next line tells
+        latents = latents.astype(np.float32, copy=False)
+    if not np.isfinite(latents).all():
+        raise ValueError(f"{name} of {path} must be finite in float32")
+    return latents
+
+
+def _held_out(
+    images: np.ndarray, labels: np.ndarray, num_classes: int, levels: int = 256
+) -> Raw:
     if len(images) < 2:
         raise ValueError(f"a data set must hold at least 2 images, got {len(images)}")
     order = np.random.RandomState(0).permutation(len(images))
     test = max(1, len(images) // 10)
     first, last = order[:-test], order[-test:]
     return Raw(
-        images[first], labels[first], images[last], labels[last], num_classes, 256
+        images[first], labels[first], images[last], labels[last], num_classes, levels
     )
 
 

@@ -4,6 +4,7 @@
 |------------------------------------------|------------------------------------------|
 | `process(config)`                        | path, kind, weight and times of the loss |
 | `network(config, shape, num_classes)`    | parameters and a pure `apply`            |
+| `lazy_network(...)`                      | the same, not yet initialised            |
 | `optimizer(config)`                      | Adam with warm-up and cosine decay       |
 | `loss_function(config, apply, classes)`  | the `loss_fn` of `train.make_step`       |
 | `sampler(config, apply, shape, classes)` | a compiled draw of labelled samples      |
@@ -94,16 +95,32 @@ def network(
     Raises:
       ValueError: if `config.model` names no network, or one that cannot be built.
     """
-    given: dict[str, Any] = {"num_classes": num_classes, "rngs": nnx.Rngs(config.seed)}
+    init, apply = lazy_network(config, shape, num_classes)
+    return init(jax.random.key(config.seed)), apply
+
+
+def lazy_network(
+    config: Config, shape: tuple[int, ...], num_classes: int
+) -> tuple[Callable[[Key], Any], Apply]:
+    """Describe the network that `network` builds: `key -> params`, and `apply`.
+
+    Raises:
+      ValueError: as `network`.
+    """
+    given: dict[str, Any] = {"num_classes": num_classes}
     if config.model.startswith("MLP"):
         given["in_features"] = math.prod(shape)
     else:
         given["in_channels"] = shape[-1]
-    module = part("model", config.model, nn, NETWORKS, **given)
-    if _flow_map_loss(config) is not None:
-        rngs = nnx.Rngs(config.seed + 1)
-        module.condition = flow_map.TwoTimes(module.condition, rngs=rngs)
-    return nn.from_nnx(module)
+
+    def make(rngs: nnx.Rngs) -> nnx.Module:
+        module = part("model", config.model, nn, NETWORKS, rngs=rngs, **given)
+        if _flow_map_loss(config) is not None:
+            rngs = nnx.Rngs(config.seed + 1)
+            module.condition = flow_map.TwoTimes(module.condition, rngs=rngs)
+        return module
+
+    return nn.lazy(make)
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:

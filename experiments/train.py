@@ -8,12 +8,26 @@ A config is a name in `experiments/configs` or a file like those. Every entry ca
 changed on the command line. The working directory gets `metrics.jsonl`, checkpoints,
 `samples.png` (one row for each class), `table.md`, `results.json` and, if the config
 asks for bits per dimension, `likelihood.json`. A run that was stopped, even killed,
-goes on from its last checkpoint when it is started again.
+goes on from its last checkpoint when it is started again; one that was asked to stop
+(SIGTERM) saves first and ends with status 143.
+
+It runs as one process or as many, on one host or more (`experiments/launch`). These
+entries of a config say how, and may be left out or changed when a run goes on:
+
+    config.mesh = {"data": -1, "fsdp": 8, "tensor": 1}  # sizes of `train.make_mesh`
+    config.sharding = (("mlp/.*kernel", (None, "tensor")),)  # `train.param_shardings`
+
+and these belong to the run:
+
+    config.precision = "bfloat16"  # or ((regex, dtype), ...), see `train.make_step`
+    config.loss_scale = {"initial": 2.0**15}  # `train.LossScale`, for "float16"
 """
 
 import json
+import math
 import time
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +40,7 @@ from experiments import build, data, likelihood, plots
 from experiments._cli import one_line_errors, parse, say
 from experiments.evaluate import evaluate
 from genlib import train
+from genlib.types import Key
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="NAME or FILE[:smoke]")
 WORKDIR = flags.DEFINE_string("workdir", None, "by default runs/NAME")
@@ -33,12 +48,13 @@ TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error was raise
 
 # A run may be continued with other values of these; all others make another run.
 FREE = ("steps", "log_every", "save_every", "tensorboard")
-FREE += ("sampling", "evaluation", "likelihood")
+FREE += ("sampling", "evaluation", "likelihood", "mesh", "sharding")
 
 
 def main(_: Sequence[str]) -> None:
     """Train and evaluate what the flags say."""
     with one_line_errors(TRACEBACK.value):
+        train.initialize()
         if CONFIG.value is None:
             raise ValueError("config must be given, for instance --config=digits_edm")
         workdir = Path(WORKDIR.value or Path("runs") / CONFIG.value.name)
@@ -53,35 +69,42 @@ def train_and_evaluate(config: build.Config, workdir: Path) -> None:
         nothing in the working directory has been changed.
     """
     start = time.monotonic()
+    for name, entry in config.to_dict().items():
+        train.check_same(f"config.{name}", entry)
+    train.check_same("workdir", str(workdir))
     dataset = data.load(**config.data)
     shape, num_classes = dataset.train.images.shape[1:], dataset.num_classes
-    say(f"{dataset.name}: {len(dataset.train.images)} images {shape} to train on")
+    labels = dataset.train.labels
+    train.check_same("data", [dataset.name, *shape, zlib.crc32(labels.tobytes())])
+    say(f"{dataset.name}: {len(labels)} images {shape} to train on")
 
-    params, apply = build.network(config, shape, num_classes)
+    init_params, apply = build.lazy_network(config, shape, num_classes)
     loss_fn = build.loss_function(config, apply, num_classes)
     draw = build.sampler(config, apply, shape, num_classes).draw
-    measure = likelihood.measurement(config, dataset, apply, params)
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    shapes = jax.eval_shape(init_params, jax.random.key(config.seed))
+    measure = likelihood.measurement(config, dataset, apply, shapes)
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
     say(f"{config.model}: {count:,} parameters on {jax.device_count()} device(s)")
 
-    state = fit(config, workdir, dataset, params, loss_fn)
-    ema = jax.device_get(state.ema)
-    if jax.process_index() == 0:
-        say(f"trained after {time.monotonic() - start:.0f} s; drawing samples")
-        labels = np.repeat(np.arange(num_classes, dtype=np.int32), 10)
-        images = draw(jax.random.key(config.seed), ema, labels)
+    state = fit(config, workdir, dataset, init_params, loss_fn)
+    ema = train.to_host(state.ema)
+    # All processes measure, and one writes: none has to wait for another.
+    say(f"trained after {time.monotonic() - start:.0f} s; drawing samples")
+    labels = np.repeat(np.arange(num_classes, dtype=np.int32), 10)
+    images = draw(jax.random.key(config.seed), ema, labels)
+    if train.is_main():
         say(f"wrote {plots.grid(images, num_classes, 10, workdir / 'samples.png')}")
-        report(evaluate(config, dataset, apply, ema), workdir)
-        if measure is not None:
-            report_likelihood(measure(ema), workdir)
-        say(f"done in {time.monotonic() - start:.0f} s")
+    report(evaluate(config, dataset, apply, ema), workdir)
+    if measure is not None:
+        report_likelihood(measure(ema), workdir)
+    say(f"done in {time.monotonic() - start:.0f} s")
 
 
 def fit(
     config: build.Config,
     workdir: Path,
     dataset: data.Dataset,
-    params: Any,
+    init_params: Callable[[Key], Any],
     loss_fn: train.LossFn,
 ) -> train.State:
     """Train for `config.steps` steps, from the last checkpoint if there is one."""
@@ -91,29 +114,46 @@ def fit(
         "num_classes": dataset.num_classes,
     }
     check_same_run(workdir / "checkpoints", metadata)
+    tx, loss_scale = build.optimizer(config), None
+    if config.get("loss_scale") is not None:
+        loss_scale = train.LossScale(**config.loss_scale)
+    mesh = train.make_mesh(**config.get("mesh", {}))
     batches = data.batches(
         dataset,
         config.batch_size,
         config.seed,
         flip=config.flip,
         dequantize=config.get("dequantize", False),
+        rows=train.process_rows(config.batch_size, mesh),
     )
-    tx, mesh = build.optimizer(config), train.make_mesh()
-    state = train.init(jax.random.key(config.seed), params, tx)
     step = train.make_step(
         loss_fn,
         tx,
         ema=config.ema,
         clip_norm=config.clip_norm,
         accumulate=config.accumulate,
+        precision=config.get("precision"),
+        loss_scale=loss_scale,
     )
+
+    def new(key: Key) -> train.State:
+        return train.init(key, init_params(key), tx, loss_scale=loss_scale)
+
+    # Each device makes its own part: the whole state may fit on none.
+    key = jax.random.key(config.seed)
+    shardings = train.state_shardings(
+        jax.eval_shape(new, key), mesh, config.get("sharding", ())
+    )
+    state = jax.jit(new, out_shardings=shardings)(key)
+
+    check_one_folder(workdir)
     writer = train.Metrics(workdir, tensorboard=config.tensorboard)
     with train.Checkpointer(workdir / "checkpoints", metadata=metadata) as checkpointer:
         if checkpointer.latest is not None:
             say(f"resuming {workdir} after step {checkpointer.latest}")
         state = train.fit(
-            train.jit_step(step, mesh),
-            train.replicate(state, mesh),
+            train.jit_step(step, mesh, shardings),
+            state,
             batches,
             steps=config.steps,
             mesh=mesh,
@@ -124,6 +164,21 @@ def fit(
         )
     writer.close()
     return state
+
+
+def check_one_folder(workdir: Path) -> None:
+    """Make the working directory, in one process, and check that all see it.
+
+    Raises:
+      ValueError: on every process, if one of them does not.
+    """
+    if train.is_main():
+        workdir.mkdir(parents=True, exist_ok=True)
+    train.barrier("workdir is made")
+    steps = sorted(path.name for path in workdir.glob("checkpoints/*"))
+    train.check_same(
+        f"workdir on one file system: {workdir}", [workdir.is_dir(), steps]
+    )
 
 
 def check_same_run(checkpoints: Path, metadata: dict[str, Any]) -> None:
@@ -152,7 +207,9 @@ def check_same_run(checkpoints: Path, metadata: dict[str, Any]) -> None:
 
 
 def report(rows: list[dict[str, Any]], workdir: Path) -> None:
-    """Print and write the measurements."""
+    """Print and write the measurements, in one process."""
+    if not train.is_main():
+        return
     table = plots.table(rows)
     (workdir / "table.md").write_text(table + "\n")
     (workdir / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
@@ -167,7 +224,9 @@ def report(rows: list[dict[str, Any]], workdir: Path) -> None:
 
 
 def report_likelihood(row: dict[str, float], workdir: Path) -> None:
-    """Print and write the bits per dimension."""
+    """Print and write the bits per dimension, in one process."""
+    if not train.is_main():
+        return
     (workdir / "likelihood.json").write_text(json.dumps(row, indent=1) + "\n")
     say(
         f"Held-out images given their class: at most {row['bits_per_dim']:.3f} +- "

@@ -75,7 +75,9 @@ def param_table(params: Any, shardings: Any = None) -> str:
         groups.setdefault(path.partition("/")[0], []).append(
             _Leaf(path, leaf, sharding)
         )
-    rows = [("path", "shape", "dtype", "number", "bytes", "each device", "split")]
+    rows: list[tuple[str, ...]] = [
+        ("path", "shape", "dtype", "number", "bytes", "each device", "split")
+    ]
     for name, group in groups.items():
         rows += [leaf.row() for leaf in group]
         if len(group) > 1 or group[0].path != name:
@@ -113,7 +115,7 @@ def memory_table(state: State, shardings: Any = None) -> str:
         part = parts[field if field in parts else "others"]
         for path, leaf in tree.named(values, field).items():
             part.append(_Leaf(path, leaf, next(placed)))
-    rows = [("part", "number", "bytes", "each device")]
+    rows: list[tuple[str, ...]] = [("part", "number", "bytes", "each device")]
     parts = {name: leaves for name, leaves in parts.items() if leaves}
     parts["all"] = [leaf for leaves in parts.values() for leaf in leaves]
     for name, leaves in parts.items():

@@ -40,9 +40,11 @@ class Part(NamedTuple):
     settings: Settings
 
     def of(self, whole: Any) -> Any:
+        """Return this part of a tree."""
         return whole if self.name is None else whole[self.name]
 
     def put(self, whole: Any, part: Any) -> Any:
+        """Return a tree with this part replaced."""
         return part if self.name is None else {**whole, self.name: part}
 
     def only(self, whole: Any) -> tuple[Any, Any]:
@@ -54,6 +56,7 @@ class Part(NamedTuple):
         return mine, self.put(whole, gap(self.of(whole)))
 
     def label(self, metrics: Metrics) -> Metrics:
+        """Name metrics after this part."""
         prefix = "" if self.name is None else f"{self.name}/"
         return {prefix + name: value for name, value in metrics.items()}
 

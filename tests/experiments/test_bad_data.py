@@ -8,6 +8,8 @@ import pytest
 from experiments import data
 from tests.experiments.files import write_cifar10, write_folder, write_idx, write_mnist
 
+LATENTS = np.random.RandomState(0).randn(4, 2, 2, 1).astype(np.float32)
+
 
 def _no_variable(tmp_path):
     return "mnist", None, {}
@@ -96,6 +98,15 @@ def _npz(**arrays):
     return prepare
 
 
+def _latents(latents=LATENTS, labels=None, **options):
+    def prepare(tmp_path):
+        rows = np.zeros(len(latents), int) if labels is None else labels
+        np.savez(tmp_path / "z.npz", latents=latents, labels=rows)
+        return "latents", tmp_path / "z.npz", options
+
+    return prepare
+
+
 def _npz_cut(tmp_path):
     np.savez(tmp_path / "set.npz", images=np.zeros((9, 4, 4), np.uint8))
     path = tmp_path / "set.npz"
@@ -153,6 +164,24 @@ BAD = {
         ),
         "test_images",
     ),
+    "latents names": (
+        lambda path: ("latents", _npz(images=PIXELS, labels=LABELS)(path)[1], {}),
+        "must hold latents and labels, got ['images', 'labels']",
+    ),
+    "latents of bytes": (
+        _latents(PIXELS[..., None]),
+        "must be floats [N, H, W, C], got uint8 (4, 2, 2, 1)",
+    ),
+    "latents flat": (_latents(LATENTS[..., 0]), "got float32 (4, 2, 2)"),
+    "latents not finite": (_latents(LATENTS * np.nan), "must be finite in float32"),
+    "latents too large": (
+        _latents(LATENTS.astype(float) * 1e300),
+        "must be finite in float32",
+    ),
+    "latents all equal": (_latents(LATENTS * 0 + 3), "latents must vary"),
+    "latents labels": (_latents(labels=LABELS[:3]), "integers (4,), got int64 (3"),
+    "latents scale": (_latents(scale=-1.0), "scale must be 0 or positive, got -1.0"),
+    "scale of pixels": (lambda _: ("digits", None, {"scale": 2.0}), "scale must be 0"),
 }
 
 

@@ -177,6 +177,49 @@ def test_synthetic_images_tell_their_class(name, shape) -> None:
     np.testing.assert_array_equal(distance.argmin(1), made.test.labels)
 
 
+def latents(shift: float = 0.0) -> np.ndarray:
+    """Return latents [30, 4, 4, 2] whose moments are not those of a standard normal."""
+    return (shift + 5 * RANDOM.randn(30, 4, 4, 2)).astype(np.float32)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("shift", [0.0, 20.0])
+def test_latents_get_unit_variance(tmp_path, shift, dtype) -> None:
+    z = latents(shift).astype(dtype)
+    labels = np.arange(30) % 7
+    np.savez(tmp_path / "z.npz", latents=z, labels=labels)
+    loaded = data.load("latents", tmp_path / "z.npz")
+    assert (loaded.num_classes, loaded.levels) == (7, 0)
+    order = np.random.RandomState(0).permutation(30)
+    train, test = z[order[:27]], z[order[27:]]
+    np.testing.assert_allclose(loaded.scale, 1 / train.std(dtype=float), rtol=1e-5)
+    for split, rows in ((loaded.train, train), (loaded.test, test)):
+        assert split.images.dtype == np.float32
+        assert split.labels.dtype == np.int32
+        np.testing.assert_allclose(split.images, rows * loaded.scale, rtol=1e-3)
+    np.testing.assert_array_equal(loaded.train.labels, labels[order[:27]])
+    np.testing.assert_allclose(loaded.train.images.std(dtype=float), 1, rtol=1e-5)
+
+
+def test_latents_with_a_given_scale_and_test_split(tmp_path) -> None:
+    train, test = latents(), latents()[:3]
+    arrays = dict(latents=train, labels=np.arange(30), test_latents=test)
+    np.savez(tmp_path / "z.npz", **arrays, test_labels=np.arange(3))
+    loaded = data.load("latents", tmp_path / "z.npz", scale=0.25)
+    assert loaded.scale == 0.25
+    np.testing.assert_array_equal(loaded.train.images, train / 4)
+    np.testing.assert_array_equal(loaded.test.images, test / 4)
+    assert loaded.test.labels.tolist() == [0, 1, 2]
+
+
+def test_synthetic_latents_have_the_shape_of_a_real_encoder() -> None:
+    made = data.load("synthetic_latents")
+    assert made.train.images.shape[1:] == made.test.images.shape[1:] == (32, 32, 4)
+    assert made.num_classes == 1000
+    assert set(made.test.labels) <= set(made.train.labels) < set(range(1000))
+    np.testing.assert_allclose(made.train.images.std(dtype=float), 1, rtol=1e-5)
+
+
 def numbered(count: int) -> data.Dataset:
     labels = np.arange(count, dtype=np.int32)
     columns = np.stack([labels, labels + 0.5], 1).astype(np.float32)
@@ -222,8 +265,27 @@ def test_flips_mirror_about_half_and_leave_the_data_set_alone() -> None:
     np.testing.assert_array_equal(dataset.train.images, before)
 
 
+@pytest.mark.parametrize("processes", [2, 3, 6])
+def test_rows_are_those_of_the_batch(processes) -> None:
+    order = RANDOM.permutation(6).reshape(processes, -1)
+    settings = dict(seed=4, flip=True, dequantize=True)
+    alone = data.batches(numbered(10), 6, **settings)
+    shards = [data.batches(numbered(10), 6, **settings, rows=rows) for rows in order]
+    for step in (0, 1, 7):
+        parts = [shard(step) for shard in shards]
+        for name, whole in alone(step).items():
+            joined = np.concatenate([part[name] for part in parts])
+            expected = whole[order.ravel()]
+            np.testing.assert_array_equal(joined, expected, strict=True)
+
+
 def test_batches_refuse_what_they_cannot_do() -> None:
     dataset = numbered(4)
+    for rows in ([], [2, 3], [-1]):
+        with pytest.raises(ValueError, match=r"rows must be in \[0, 3\), got"):
+            data.batches(dataset, 3, seed=0, rows=np.array(rows, int))
+    with pytest.raises(ValueError, match="dequantize must be False for numbered"):
+        data.batches(dataset._replace(levels=0), 4, seed=0, dequantize=True)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         data.batches(dataset, 0, seed=0)
     with pytest.raises(ValueError, match="seed must be in"):

@@ -71,9 +71,9 @@ def test_a_run_goes_on_from_its_checkpoint(digits_run, tmp_path, capsys):
     shutil.copytree(digits_run, tmp_path, dirs_exist_ok=True)
     config = digits_edm.get_config("smoke")
     config.steps = 12
-    params, apply = build.network(config, (8, 8, 1), 10)
+    init_params, apply = build.lazy_network(config, (8, 8, 1), 10)
     loss_fn = build.loss_function(config, apply, 10)
-    train.fit(config, tmp_path, data.load("digits"), params, loss_fn)
+    train.fit(config, tmp_path, data.load("digits"), init_params, loss_fn)
     assert "after step 10" in capsys.readouterr().out
     assert steps_of(tmp_path) == [5, 10, 12]
     old, new = contents(digits_run), contents(tmp_path)
