@@ -16,7 +16,8 @@ def grid(
     Values outside [-1, 1] are shown as the nearest end, as a screen must.
 
     Args:
-      images: [rows * cols, H, W, C] in [-1, 1], C of 1 (grey) or 3 (RGB).
+      images: [rows * cols, H, W, C] in [-1, 1], C of 1 (grey) or 3 (RGB); of more
+        channels (latents) the first three are shown.
       rows: images from top to bottom, for example one row for each class.
       cols: images from left to right.
       path: of the PNG; its folder is made.
@@ -36,8 +37,11 @@ def grid(
     from PIL import Image
 
     images = np.asarray(images, np.float32)
-    if images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise ValueError(f"images must be [N, H, W, 1 or 3], got {images.shape}")
+    if images.ndim != 4 or images.shape[-1] in (0, 2):
+        raise ValueError(
+            f"images must be [N, H, W, C] with C of 1, 3 or more, got {images.shape}"
+        )
+    images = images[..., :3]
     if rows < 1 or cols < 1 or len(images) != rows * cols:
         raise ValueError(
             f"images must be rows * cols = {rows} * {cols} many, got {len(images)}"

@@ -90,10 +90,11 @@ def train_and_evaluate(config: build.Config, workdir: Path) -> None:
     ema = train.to_host(state.ema)
     # All processes measure, and one writes: none has to wait for another.
     say(f"trained after {time.monotonic() - start:.0f} s; drawing samples")
-    labels = np.repeat(np.arange(num_classes, dtype=np.int32), 10)
+    shown = min(num_classes, 20)
+    labels = np.repeat(np.arange(shown, dtype=np.int32), 10)
     images = draw(jax.random.key(config.seed), ema, labels)
     if train.is_main():
-        say(f"wrote {plots.grid(images, num_classes, 10, workdir / 'samples.png')}")
+        say(f"wrote {plots.grid(images, shown, 10, workdir / 'samples.png')}")
     report(evaluate(config, dataset, apply, ema), workdir)
     if measure is not None:
         report_likelihood(measure(ema), workdir)

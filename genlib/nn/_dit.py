@@ -16,6 +16,7 @@ from genlib.nn._layers import (
     check_rate,
     check_remat,
     drop,
+    keep_rows,
     modulate,
     recompute,
 )
@@ -131,8 +132,8 @@ class DiT(nnx.Module):
         check_image(x, self.in_channels)
         height, width = x.shape[1:3]
         patches = patchify(x, self.patch_size)
-        embedding = self.condition(t, labels, x.shape[0])[:, None]
-        h = self.input(patches)
+        embedding = keep_rows(self.condition(t, labels, x.shape[0])[:, None])
+        h = keep_rows(self.input(patches))
         places = position_embedding(
             height // self.patch_size, width // self.patch_size, h.shape[-1]
         )
@@ -146,7 +147,8 @@ class DiT(nnx.Module):
 
         def body(h, row):
             block_params, block_key = row
-            return nnx.merge(graphdef, block_params)(h, embedding, block_key), None
+            block = nnx.merge(graphdef, block_params)
+            return block(keep_rows(h), keep_rows(embedding), block_key), None
 
         # A scan keeps the compiler from undoing the recomputation.
         body = recompute(body, self.remat, prevent_cse=False)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.sharding import AxisType, PartitionSpec
 from jax.typing import DTypeLike
 
 from genlib.types import Array, Key
@@ -55,6 +56,24 @@ def recompute(
         return block
     policy = getattr(jax.checkpoint_policies, remat) if isinstance(remat, str) else None
     return jax.checkpoint(block, policy=policy, prevent_cse=prevent_cse)
+
+
+def keep_rows(x: Array) -> Array:
+    """Keep the rows of a batch on the devices that `train.make_mesh` gives them.
+
+    Left alone the compiler may copy the rows to all devices and split features instead,
+    because parameters are split that way. Without such a mesh, or inside `shard_map`,
+    it is the identity.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    auto = {
+        axis: mesh.shape[axis]
+        for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if axis in ("data", "fsdp") and kind is AxisType.Auto
+    }
+    if not auto or x.shape[0] % math.prod(auto.values()):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(tuple(auto)))
 
 
 def drop(key: Key | None, x: Array, rate: float) -> Array:

@@ -9,7 +9,14 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from genlib.nn._conditioning import Conditioning
-from genlib.nn._layers import ZEROS, check_rate, drop, modulate, split_key
+from genlib.nn._layers import (
+    ZEROS,
+    check_rate,
+    drop,
+    keep_rows,
+    modulate,
+    split_key,
+)
 from genlib.types import Array, Key, Scalar
 
 
@@ -87,11 +94,11 @@ class MLP(nnx.Module):
                 f"x must be [B, ...] with {self.in_features} entries per example, "
                 f"got shape {x.shape}"
             )
-        embedding = self.condition(t, labels, x.shape[0])
+        embedding = keep_rows(self.condition(t, labels, x.shape[0]))
         h = self.input(x.reshape(x.shape[0], self.in_features))
         keys = split_key(key, len(self.blocks))
         for block, block_key in zip(self.blocks, keys, strict=True):
-            h = block(h, embedding, block_key)
+            h = block(keep_rows(h), embedding, block_key)
         return self.output(self.norm(h)).reshape(x.shape).astype(x.dtype)
 
 

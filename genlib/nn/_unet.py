@@ -15,6 +15,7 @@ from genlib.nn._layers import (
     check_positive,
     check_rate,
     check_remat,
+    keep_rows,
     recompute,
     split_key,
 )
@@ -162,7 +163,10 @@ class UNet(nnx.Module):
         count = len(self.down) + len(self.middle) + len(self.up)
         keys = iter(split_key(key, count))
 
-        run = lambda block, h: recompute(block, self.remat)(h, embedding, next(keys))
+        embedding = keep_rows(embedding)
+        run = lambda block, h: recompute(block, self.remat)(
+            keep_rows(h), embedding, next(keys)
+        )
 
         h = self.input(x)
         skips = [h]

@@ -30,8 +30,8 @@ def digest(value: Any) -> str:
 
 def _all(arrays: Mapping[str, Any]) -> dict[str, Array]:
     # One small program for each shape and sharding compiles far faster than one of all
-    # leaves, of which large models have a thousand. Each is waited for: CPU devices with
-    # too many programs in flight wait for each other for ever.
+    # leaves, of which large models have a thousand. Each is waited for: CPU devices
+    # with too many programs in flight wait for each other for ever.
     return {name: jax.block_until_ready(_checksum(x)) for name, x in arrays.items()}
 
 

@@ -97,7 +97,9 @@ def _accumulate(
     items = jnp.arange(accumulate), jax.tree.map(cut, batch)
     shapes = jax.eval_shape(sums_of, jax.tree.map(lambda x: x[0], items[1]), 0)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(add, zeros, items)[0]
+    loop = lambda unroll: lambda *args: jax.lax.scan(add, *args, unroll=unroll)[0]
+    # XLA's convolutions on a CPU are several times slower inside of a loop.
+    return jax.lax.platform_dependent(zeros, items, cpu=loop(True), default=loop(1))
 
 
 def mean(total: Array, weight: Array) -> Array:

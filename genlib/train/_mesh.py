@@ -64,7 +64,11 @@ def make_mesh(
     slices = told if slices is None else slices
     types = (AxisType.Auto,) * len(AXES)
     if slices == 1:
-        return jax.make_mesh(shape, AXES, types, devices=devices)
+        # On a torus an axis of the mesh may take parts of several of its own.
+        grid = mesh_utils.create_device_mesh(
+            shape, devices, allow_split_physical_axes=True
+        )
+        return Mesh(grid, AXES, axis_types=types)
     if slices not in (told, hosts) or slices < 1:
         raise ValueError(
             f"slices must be the number of slices, {told}, or of hosts, {hosts}; it is "
@@ -79,6 +83,7 @@ def make_mesh(
         (slices, 1, 1, 1),
         devices,
         process_is_granule=slices != told,
+        allow_split_physical_axes=True,
     )
     return Mesh(grid, AXES, axis_types=types)
 

@@ -22,17 +22,16 @@ from tests.train import toy
 
 root, steps, save_every, log_every = Path(sys.argv[1]), *map(int, sys.argv[2:])
 saves = root / "killed" / "checkpoints"
-started = root / "started"
+started, drawn = root / "started", root / "drawn"
 
 
 def run(folder, pause):
-    drawn = []
-
     def batches(index):
-        drawn.append(index)
-        if len(drawn) == 2:  # the first step is compiled
-            started.with_suffix(".tmp").write_text(str(drawn[0]))
+        if not started.exists():
+            started.with_suffix(".tmp").write_text(str(index))
             started.with_suffix(".tmp").rename(started)
+        with drawn.open("a") as file:
+            file.write(".")
         time.sleep(pause)
         return toy.batch(index)
 
@@ -51,6 +50,7 @@ def run(folder, pause):
 
 def fork(folder, pause):
     started.unlink(missing_ok=True)
+    drawn.write_text("")
     pid = os.fork()
     if pid:
         return pid
@@ -96,9 +96,10 @@ draw, lives = random.Random(0), []
 for kind in ["any time", "in a save"] * 10 + ["SIGTERM"]:
     before, since = newest(), time.time()
     pid = fork(root / "killed", 0.01)
-    while not started.exists():
+    enough = draw.randint(2, 10)  # batches, the first of which waits for the compiler
+    while drawn.stat().st_size < enough:
         time.sleep(1e-3)
-    time.sleep(draw.uniform(0, 0.4))
+    time.sleep(draw.uniform(0, 0.02))
     if kind == "in a save":
         kill_in_a_save(pid, since)
     else:
