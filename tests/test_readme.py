@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from laws.registry import MIXTURE
 
-from genlib import losses, metrics, noise, prediction, samplers
+from genlib import losses, metrics, nn, noise, prediction, samplers, train
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
@@ -63,8 +63,27 @@ def test_own_solver_is_ddim(own):
     np.testing.assert_array_equal(get(own["exponential_euler"]()), get(samplers.ddim()))
 
 
+def test_the_way_to_a_pod(tmp_path, monkeypatch):
+    """On eight devices; the run that was saved goes on in the same way."""
+    monkeypatch.chdir(tmp_path)
+
+    def batches(index):
+        rng = np.random.default_rng(index)
+        latent = rng.normal(size=(16, 8, 8, 4)).astype(np.float32)
+        return {"latent": latent, "label": rng.integers(0, 10, 16)}
+
+    scope = {"batches": batches}
+    exec(PYTHON[2], scope)
+    state = scope["state"]
+    assert int(state.step) == 4
+    kernel = state.params["blocks"]["hidden"]["kernel"]
+    assert tuple(kernel.sharding.spec) == (None, "fsdp", "tensor")
+    assert kernel.addressable_shards[0].data.shape == (2, 32, 128)
+    assert (tmp_path / "runs/dit/checkpoints/4").is_dir()
+
+
 def test_every_public_name_of_a_room_is_in_the_table_of_rooms():
-    for room in (noise, prediction, losses, samplers, metrics):
+    for room in (noise, prediction, losses, samplers, metrics, nn, train):
         name = room.__name__
         line = next(row for row in README.splitlines() if row.startswith(f"| `{name}`"))
         for word in re.findall(r"`(\w+)", line)[1:]:

@@ -38,7 +38,8 @@
 | `import_safetensors`              |                                                |
 |                                   | **accounting**                                 |
 | `flops(fn, *args)`                | exact FLOPs of matrix products, by the jaxpr   |
-| `device_peak`, `Peak`, `mfu`      | what a device can do, and the share of it used |
+| `DEVICE_PEAKS`, `device_peak`,    | what a device can do, and the share of it that |
+| `Peak`, `mfu`                     | is used                                        |
 | `param_table`, `memory_table`,    | parameters and bytes of each device; those of  |
 | `memory`, `Memory`                | a compiled program                             |
 
@@ -70,7 +71,7 @@ from genlib.train._log import Profile
 from genlib.train._loop import BatchIterator, Writer, fit
 from genlib.train._mesh import init_sharded, make_mesh, replicate, shard_batch
 from genlib.train._parallel import jit_step, pmap_step, shard_map_step
-from genlib.train._peaks import Peak, device_peak, mfu
+from genlib.train._peaks import DEVICE_PEAKS, Peak, device_peak, mfu
 from genlib.train._pipeline import (
     Source,
     Transform,
@@ -89,6 +90,7 @@ from genlib.train._tokens import pack_documents, token_windows
 from genlib.train._writer import Metrics
 
 __all__ = [
+    "DEVICE_PEAKS",
     "BatchIterator",
     "Checkpointer",
     "Decay",
