@@ -31,7 +31,9 @@ from experiments import train as experiment
 from experiments._cli import one_line_errors, parse
 from genlib import train, tree
 
-TOPOLOGY = flags.DEFINE_string("topology", None, "v5e:16x16, or several with commas")
+TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "v5e:16x16, v5e:16x16*2 (slices), or several with commas"
+)
 ROWS = flags.DEFINE_integer("rows", 0, "of the batch on a chip, for batch_size")
 PLOT = flags.DEFINE_string("plot", None, "PNG of the bytes on a chip")
 HLO = flags.DEFINE_string("hlo", None, "file for the compiled program's text")
@@ -77,6 +79,8 @@ class Report(NamedTuple):
 def devices_of(topology: str) -> list[Any]:
     """Return the devices of a described topology, such as v5e:16x16.
 
+    v5e:16x16*2 are two such slices, between which the network is slow.
+
     Raises:
       ValueError: if there is no such topology, or no compiler for it.
     """
@@ -89,14 +93,18 @@ def devices_of(topology: str) -> list[Any]:
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_WORKER_ID", "0")
-    settings = CHIP.get(topology.partition(":")[0], {})
+    name, _, slices = topology.partition("*")
+    settings = CHIP.get(name.partition(":")[0], {})
     try:
         return list(
             topologies.get_topology_desc(
-                topology_name=topology, platform="tpu", **settings
+                topology_name=name,
+                platform="tpu",
+                num_slices=int(slices or 1),
+                **settings,
             ).devices
         )
-    except (RuntimeError, ImportError, NotImplementedError, AssertionError) as error:
+    except (AssertionError, ImportError, RuntimeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             "topology must be one that libtpu (pip install genlib[tpu]) can describe, "

@@ -2,7 +2,7 @@
 
     python -m experiments.train --config=transformer_1b --config.data.directory=FILE
     python -m experiments.aot --config=transformer_1b --topology=v5e:16x16 \\
-        --config.mesh.data=2 --config.mesh.fsdp=32
+        --rows=1 --config.mesh.data=2 --config.mesh.fsdp=32
 
 FILE is an .npz of latents 32x32x4 and labels of 1000 classes, as for `latent_dit_xl`.
 The run has not been made, for want of a machine: no number of its samples is known, and
@@ -12,8 +12,11 @@ only described.
 
 Width 1536, depth 24, 12 heads of 128 (what a TPU multiplies at once), patches of 2.
 Matrices are split over "fsdp" and "tensor": those that make heads and hidden units by
-columns, those that read them by rows, so that a block needs one sum for attention and
-one for its MLP.
+columns, those that read them by rows. With one row on a chip (--rows=1) the second
+command prints 134.6 MB of state and 111.1 MB of temporaries a chip, and in the loop of
+24 blocks 1.8 GB of all-gathers, 0.5 GB of reduce-scatters, 0.4 GB of
+collective-permutes (of products that overlap their communication) and 0.2 GB of
+all-reduces a step (jax 0.10.2, libtpu 0.0.42.1).
 """
 
 from typing import Any

@@ -162,6 +162,18 @@ def test_a_step_compiles_for_a_described_pod(config):
         aot.devices_of("v5e:3x5")
 
 
+def test_only_the_data_axis_crosses_slices():
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed: pip install genlib[tpu]")
+    devices = aot.devices_of("v5e:2x2*2")
+    for data, fsdp, tensor in [(2, 4, 1), (4, 1, 2)]:
+        mesh = train.make_mesh(data, fsdp=fsdp, tensor=tensor, devices=devices)
+        slices = [{d.slice_index for d in row.flat} for row in mesh.devices]
+        assert slices == [{index * 2 // data} for index in range(data)]
+    with pytest.raises(ValueError, match="data must divide by the number of slices, 2"):
+        train.make_mesh(1, fsdp=8, devices=devices)
+
+
 def test_without_libtpu_one_line_says_what_is_missing(monkeypatch):
     from jax.experimental import topologies
 
