@@ -86,7 +86,9 @@ def lazy(
 
     abstract: Any = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     graphdef, values, _ = nnx.split(abstract, nnx.Param, ...)
-    return init, _pure(graphdef, nnx.to_pure_dict(values), jax.jit(constants)())
+    with jax.ensure_compile_time_eval():  # also if this is called within a trace
+        rest = jax.jit(constants)()
+    return init, _pure(graphdef, nnx.to_pure_dict(values), rest)
 
 
 def _pure(graphdef: nnx.GraphDef, values: Any, constants: Any) -> Callable[..., Any]:

@@ -66,6 +66,9 @@ class Batches:
             self._iterator = self._start(self._next)
         try:
             batch = next(self._iterator)
+        except StopIteration as error:
+            self._iterator = None
+            raise RuntimeError("a source or transform raised StopIteration") from error
         except BaseException:
             self._iterator = None  # it is past the batch that was not delivered
             raise

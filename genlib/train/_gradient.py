@@ -53,7 +53,9 @@ def sums(
             return scaled, (loss, weight, aux)
 
         gradient, (loss, weight, aux) = jax.grad(objective, has_aux=True)(trainable)
-        gradient = jax.tree.map(lambda g: g.astype(compute_dtype(g.dtype)), gradient)
+        # jax.grad of a complex number is the conjugate of the direction uphill.
+        wide = lambda g: jnp.conj(g.astype(compute_dtype(g.dtype)))
+        gradient = jax.tree.map(wide, gradient)
         return Sums(gradient, loss, weight, aux)
 
     total = _accumulate(sums_of, batch, accumulate)
@@ -120,6 +122,8 @@ def _checked(result: Any) -> tuple[Array, Array, dict[str, tuple[Array, Array]]]
         )
     pairs = {}
     for name, pair in aux.items():
+        if not isinstance(name, str):
+            raise ValueError(f"aux must have strings as names; it has {name!r}")
         if name in RESERVED:
             raise ValueError(f"aux must not use the names {RESERVED}; it has {name!r}")
         if not isinstance(pair, tuple) or len(pair) != 2:

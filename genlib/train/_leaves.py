@@ -78,8 +78,13 @@ def target(
             raise WrongModelError(
                 f"{name} was stored as {as_stored}: set jax_enable_x64 to read it"
             )
-        if cast and tree.is_float(leaf) and jnp.issubdtype(as_stored, jnp.inexact):
-            dtype = as_stored
+        kinds = (
+            jnp.floating,
+            jnp.complexfloating,
+        )  # a cast from one to the other loses
+        for kind in kinds if cast else ():
+            if jnp.issubdtype(leaf.dtype, kind) and jnp.issubdtype(as_stored, kind):
+                dtype = as_stored
     sharding = getattr(leaf, "sharding", None)
     if sharding is None:
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from genlib import tree
 from genlib.train._paths import first_match
-from genlib.train._rules import Rules, state_shardings
+from genlib.train._rules import Rules, axes_of, check_axes, state_shardings
 from genlib.train._scale import LossScale
 from genlib.train._state import State, Trainable, init
 from genlib.types import Key
@@ -171,7 +171,8 @@ def shard_batch(batch: Any, mesh: Mesh, rules: Rules = ()) -> Any:
         if they must be.
       mesh: from `make_mesh`.
       rules: ordered (pattern, spec) pairs, see `param_shardings`, for leaves that are
-        split otherwise: `("tokens", (("data", "fsdp"), "sequence"))`.
+        split otherwise: `("tokens", (("data", "fsdp"), "sequence"))`. Their paths begin
+        with "batch/".
 
     Raises:
       ValueError: if an axis does not divide by the devices that split it, or as
@@ -185,8 +186,7 @@ def shard_batch(batch: Any, mesh: Mesh, rules: Rules = ()) -> Any:
     chosen = first_match(leaves, rules, "rules")
 
     def put(name: str, leaf: Any) -> jax.Array:
-        spec = chosen.get(name, (ROWS,))
-        spec = spec if isinstance(spec, PartitionSpec) else PartitionSpec(*spec)
+        spec = check_axes(name, chosen.get(name, (ROWS,)), mesh)
         sharding = NamedSharding(mesh, spec)
         _check_divides(name, leaf, mesh, spec)
         if isinstance(leaf, jax.Array):
@@ -217,8 +217,7 @@ def _shape(sizes: tuple[int, ...], count: int) -> tuple[int, ...]:
 def _check_divides(name: str, leaf: Any, mesh: Mesh, spec: PartitionSpec) -> None:
     """Say which leaf, and which of its axes, cannot be split as the sharding asks."""
     shape = np.shape(leaf)
-    for axis, group in enumerate(spec):
-        names = (group,) if isinstance(group, str) else group or ()
+    for axis, names in enumerate(axes_of(spec)):
         places = [AXES.index(each) for each in names]
         where = np.argwhere(np.ones(mesh.devices.shape, bool))
         if not isinstance(leaf, jax.Array):  # this process has only its own rows

@@ -65,7 +65,8 @@ def shard_map_step(step: Step, mesh: Mesh, *, donate: bool = True) -> Any:
 
     The loss sees the rows of its device only, and its key is folded with the device's
     place, so that what it draws differs from `jit_step`; a loss whose randomness is in
-    the batch gives the same step. The state is copied to every device.
+    the batch gives the same step. With a `LossScale` float16 may overflow earlier, as
+    the loss is scaled for the rows of a device. The state is copied to every device.
 
     Args:
       step: from `make_step`, or any `Step` that gives its sums to `reduce`.

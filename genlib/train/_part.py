@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from genlib import tree
@@ -67,7 +68,8 @@ class Part(NamedTuple):
 
         def move(state: State) -> tuple[State, Metrics, Array]:
             gradient, metrics = self._gradient(state, batch, reduce)
-            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+            watched = [metrics[name] for name in ("loss", "weight", "grad_norm")]
+            finite = jnp.isfinite(jnp.stack(watched)).all()
             return self._update(state, gradient), metrics, finite
 
         if self.turn == 1:
@@ -136,7 +138,8 @@ def make_parts(
             f"are {names} and {others}"
         )
     for name, turn in every.items():
-        if name not in names or (isinstance(turn, int) and turn < 1):
+        number = isinstance(turn, (int, np.integer)) and turn >= 1
+        if name not in names or not (callable(turn) or number):
             raise ValueError(
                 f"every must give parts of {names} a positive number or a function of "
                 f"the step; it has {name!r}: {turn!r}"

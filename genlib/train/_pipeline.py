@@ -1,6 +1,7 @@
 """Input pipelines: the same global batches, in the same order, for any host count."""
 
 import functools
+import operator
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -105,6 +106,7 @@ def pipeline(
     True
     """
     count = _length(source)
+    batch_size, seed = operator.index(batch_size), operator.index(seed)
     local = _rows(batch_size, rows)
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must be in [0, 2**32); it is {seed}")

@@ -1,6 +1,6 @@
 """How parameters, and the state around them, are split over a mesh."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,9 +23,9 @@ def param_shardings(params: Any, mesh: Mesh, rules: Rules = ()) -> Any:
 
     A rule `(pattern, spec)` holds for the leaves in whose path, such as
     "blocks/mlp/kernel", the regular expression is found; the first that does wins. A
-    leaf without a rule is split over the axis "fsdp" along its longest dimension that
-    divides (the last of several), and copied to every device if it has fewer than 65536
-    elements or no dimension divides.
+    float leaf without a rule is split over the axis "fsdp" along its longest dimension
+    that divides (the last of several), and copied to every device if it has fewer than
+    65536 elements or no dimension divides. Other leaves are copied.
 
     Args:
       params: pytree of arrays or `jax.ShapeDtypeStruct`s.
@@ -63,8 +63,9 @@ def param_shardings(params: Any, mesh: Mesh, rules: Rules = ()) -> Any:
 def state_shardings(state: State, mesh: Mesh, rules: Rules = ()) -> State:
     """Say how a state is split: averages and optimizer state as their parameters.
 
-    A leaf of the optimizer state belongs to the parameter whose path ends its own and
-    whose shape it has; others are split as a parameter without a rule would be.
+    What the optimizer keeps of every parameter, such as moments, lies with it. Where it
+    keeps them of some only, a leaf belongs to the parameter whose path ends its own and
+    whose shape it has. Others are split as a parameter without a rule would be.
 
     Args:
       state: a `State`, or its shapes (`jax.eval_shape`).
@@ -85,42 +86,75 @@ def state_shardings(state: State, mesh: Mesh, rules: Rules = ()) -> State:
     P(None, 'tensor')
     """
     params = param_shardings(state.params, mesh, rules)
-    specs = {
-        name: (leaf.shape, sharding)
-        for (name, leaf), sharding in zip(
-            tree.named(state.params).items(), jax.tree.leaves(params), strict=True
-        )
-    }
     everywhere: Any = NamedSharding(mesh, PartitionSpec())
-
-    def like_params(part: Any) -> Any:
-        leaves = tree.named(part)
-        found = [_of_param(name, leaf, specs, mesh) for name, leaf in leaves.items()]
-        return jax.tree.unflatten(jax.tree.structure(part), found)
-
+    specs = _by_path(state.params, params)
+    ends = lambda average: _like(average, lambda path: [path], specs, mesh)
+    averages = state.ema
     return State(
         step=everywhere,
         params=params,
-        ema=like_params(state.ema),
-        opt_state=like_params(state.opt_state),
+        ema=tuple(map(ends, averages)) if _several(state) else ends(averages),
+        opt_state=_optimizer(state.opt_state, state.params, params, mesh),
         key=everywhere,
         loss_scale=jax.tree.map(lambda _: everywhere, state.loss_scale),
     )
 
 
-def _of_param(
-    name: str, leaf: Any, specs: Mapping[str, tuple[Any, NamedSharding]], mesh: Mesh
-) -> NamedSharding:
-    """Return the sharding of the parameter whose path is the longest end of `name`."""
-    first, *rest = name.split("/")
-    ends = [rest[start:] for start in range(len(rest))]
-    # With an optimizer for each part of the parameters, "generator/0/mu/conv" is of
-    # "generator/conv".
-    for path in [[first, *rest], *([first, *end] for end in ends), *ends]:
-        shape, sharding = specs.get("/".join(path), (None, None))
-        if sharding is not None and shape == leaf.shape:
-            return sharding
-    return NamedSharding(mesh, _fsdp(leaf, mesh))
+def _several(state: State) -> bool:
+    """Tell whether the state holds a tuple of averages."""
+    whole = jax.tree.structure(state.params)
+    alone = isinstance(state.params, tuple) and whole == jax.tree.structure(state.ema)
+    return type(state.ema) is tuple and not alone
+
+
+def _optimizer(opt_state: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
+    """Return shardings of what an optimizer keeps, or of one for each part."""
+    if type(opt_state) is dict and isinstance(params, Mapping):  # as `make_step` has it
+        return {
+            name: _optimizer(each, params[name], shardings[name], mesh)
+            for name, each in opt_state.items()
+        }
+    specs, whole = _by_path(params, shardings), jax.tree.structure(params)
+    floats = jax.tree.structure(tree.split_floats(params)[0])
+
+    def of_params(node: Any) -> bool:
+        return jax.tree.structure(node) in (whole, floats)
+
+    def place(path: Any, node: Any) -> Any:
+        if of_params(node):  # a moment of each parameter
+            return _like(node, lambda name: [name], specs, mesh)
+        # A moment of some parameters only (others are frozen or masked), or neither.
+        keys = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        ends = ["/".join(keys[start:]) for start in range(len(keys))]
+        return _like(node, lambda _: ends, specs, mesh)
+
+    return jax.tree_util.tree_map_with_path(place, opt_state, is_leaf=of_params)
+
+
+def _by_path(params: Any, shardings: Any) -> dict[str, tuple[Any, NamedSharding]]:
+    """Return shape and sharding of every parameter under its path."""
+    named = tree.named(params)
+    pairs = zip(named.items(), jax.tree.leaves(shardings), strict=True)
+    return {name: (leaf.shape, sharding) for (name, leaf), sharding in pairs}
+
+
+def _like(
+    values: Any,
+    candidates: Callable[[str], list[str]],
+    specs: Mapping[str, tuple[Any, NamedSharding]],
+    mesh: Mesh,
+) -> Any:
+    """Place leaves as the first parameter of these paths that has their shape."""
+
+    def place(path: str, leaf: Any) -> NamedSharding:
+        for candidate in candidates(path):
+            shape, sharding = specs.get(candidate, (None, None))
+            if sharding is not None and shape == leaf.shape:
+                return sharding
+        return NamedSharding(mesh, _fsdp(leaf, mesh))
+
+    placed = [place(path, leaf) for path, leaf in tree.named(values).items()]
+    return jax.tree.unflatten(jax.tree.structure(values), placed)
 
 
 def _fsdp(leaf: Any, mesh: Mesh, smallest: int = _SMALLEST) -> PartitionSpec:
@@ -136,19 +170,12 @@ def _checked(name: str, leaf: Any, spec: Any, mesh: Mesh) -> PartitionSpec:
     """Return the spec of a rule, or say why it does not fit the leaf."""
     if spec == "fsdp":
         return _fsdp(leaf, mesh, 0)
-    if isinstance(spec, str):
+    if not isinstance(spec, (PartitionSpec, tuple, list)):
         raise ValueError(
             f'rules must give a spec, a tuple or "fsdp"; for {name} it is {spec!r}'
         )
-    spec = spec if isinstance(spec, PartitionSpec) else PartitionSpec(*spec)
-    groups = [(axes,) if isinstance(axes, str) else axes or () for axes in spec]
-    axes = [axis for group in groups for axis in group]
-    for axis in axes:
-        if axis not in mesh.shape or axes.count(axis) > 1:
-            raise ValueError(
-                f"rules must name axes of the mesh {tuple(mesh.shape)}, each once; the "
-                f"rule for {name} is {spec}"
-            )
+    spec = check_axes(name, spec, mesh)
+    groups = axes_of(spec)
     if len(groups) > len(leaf.shape):
         raise ValueError(
             f"rules must not name more dimensions than a leaf has; the rule for {name} "
@@ -160,5 +187,23 @@ def _checked(name: str, leaf: Any, spec: Any, mesh: Mesh) -> PartitionSpec:
             raise ValueError(
                 f"rules must split dimensions that divide; {name} {leaf.shape} has "
                 f"{length} along {group}, which are {ways} devices"
+            )
+    return spec
+
+
+def axes_of(spec: PartitionSpec) -> list[tuple[str, ...]]:
+    """Return the axes that split each dimension."""
+    return [(axes,) if isinstance(axes, str) else axes or () for axes in spec]
+
+
+def check_axes(name: str, spec: Any, mesh: Mesh) -> PartitionSpec:
+    """Return the spec of a rule if it names axes of the mesh, each once."""
+    spec = spec if isinstance(spec, PartitionSpec) else PartitionSpec(*spec)
+    axes = [axis for group in axes_of(spec) for axis in group]
+    for axis in axes:
+        if axis not in mesh.shape or axes.count(axis) > 1:
+            raise ValueError(
+                f"rules must name axes of the mesh {tuple(mesh.shape)}, each once; the "
+                f"rule for {name} is {spec}"
             )
     return spec

@@ -32,15 +32,15 @@ class LossScale:
     range of float32.
 
     Args:
-      initial: the first scale.
-      factor: by which the scale moves; a power of two, so that scaling is exact.
+      initial: the first scale. All scales are powers of two: scaling is exact.
+      factor: by which the scale moves.
       interval: finite steps before the scale grows.
       minimum: smallest scale.
       maximum: largest scale.
 
     Raises:
-      ValueError: if `factor` is no power of two above 1, `interval` is below 1 or not
-        0 < minimum <= initial <= maximum.
+      ValueError: if a scale or `factor` is no power of two, `factor` is not above 1,
+        `interval` is below 1 or not minimum <= initial <= maximum.
 
     >>> scaling = LossScale(initial=8.0, interval=2)
     >>> state = scaling.update(scaling.init(), jnp.array(False))
@@ -55,15 +55,19 @@ class LossScale:
     maximum: float = 2.0**24
 
     def __post_init__(self) -> None:
-        if not (self.factor > 1 and math.frexp(self.factor)[0] == 0.5):
-            raise ValueError(
-                f"factor must be a power of two above 1; it is {self.factor}"
-            )
+        for field in ("initial", "factor", "minimum", "maximum"):
+            value = getattr(self, field)
+            if math.frexp(value)[0] != 0.5 or not 2.0**-126 <= value < 2.0**127:
+                raise ValueError(
+                    f"{field} must be a power of two that float32 holds; it is {value}"
+                )
+        if self.factor <= 1:
+            raise ValueError(f"factor must be above 1; it is {self.factor}")
         if self.interval < 1:
             raise ValueError(f"interval must be at least 1; it is {self.interval}")
-        if not 0 < self.minimum <= self.initial <= self.maximum < math.inf:
+        if not self.minimum <= self.initial <= self.maximum:
             raise ValueError(
-                "initial must be within 0 < minimum <= initial <= maximum; they are "
+                "initial must be from minimum to maximum; they are "
                 f"{self.minimum}, {self.initial}, {self.maximum}"
             )
 

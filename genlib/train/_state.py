@@ -91,7 +91,7 @@ def init(
         if isinstance(ema, tuple)
         else (average() if ema else None),
         # Some transformations keep the parameters themselves in their state.
-        opt_state=tree.own(_init_optimizer(tx, chosen)),
+        opt_state=tree.own(init_optimizer(tx, chosen)),
         key=tree.own(key),
         loss_scale=None if loss_scale is None else loss_scale.init(),
     )
@@ -134,13 +134,14 @@ def averaged(params: Any, trainable: Trainable) -> Any:
     return tree.merge(trained, others)
 
 
-def _init_optimizer(tx: Any, trainable: Any) -> Any:
+def init_optimizer(tx: Any, trainable: Any) -> Any:
+    """Return the state of an optimizer, or of one for each part."""
     if not isinstance(tx, Mapping):
         return tx.init(trainable)
-    names = [*trainable] if isinstance(trainable, Mapping) else type(trainable)
-    if not isinstance(trainable, Mapping) or trainable.keys() != tx.keys():
+    names = [*trainable] if type(trainable) is dict else type(trainable)
+    if type(trainable) is not dict or trainable.keys() != tx.keys():
         raise ValueError(
-            f"tx must have the names of the parts of params; they are {[*tx]}, not "
-            f"{names}"
+            f"tx must have the names of the parts of params, a dict; they are {[*tx]}, "
+            f"not {names}"
         )
     return {name: each.init(trainable[name]) for name, each in tx.items()}

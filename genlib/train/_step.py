@@ -13,7 +13,14 @@ from genlib.train._gradient import LossFn
 from genlib.train._part import Metrics, Reduce, Settings, Turn, make_parts
 from genlib.train._precision import Precision, check
 from genlib.train._scale import LossScale
-from genlib.train._state import Optimizer, State, Trainable, averaged
+from genlib.train._state import (
+    Optimizer,
+    State,
+    Trainable,
+    averaged,
+    init_optimizer,
+    split_trainable,
+)
 from genlib.types import Array
 
 
@@ -105,7 +112,8 @@ def make_step(
     Raises:
       ValueError: for a setting out of its range; while tracing, if a batch does not
         divide by `accumulate`, if `loss_fn` returns something else, or if the state was
-        made for another `ema`, `trainable` or `loss_scale`.
+        made for another `tx`, `ema` or `loss_scale`, or another `trainable` as far as
+        optimizer and average tell.
 
     Source: accumulation as one sum and one weight avoids the mean of means; the warm-up
     is that of tf.train.ExponentialMovingAverage(num_updates).
@@ -127,7 +135,7 @@ def make_step(
     def step(
         state: State, batch: Any, *, reduce: Reduce = lambda total: total
     ) -> tuple[State, Metrics]:
-        _check_state(state, ema, trainable, loss_scale)
+        _check_state(state, tx, ema, trainable, loss_scale)
         new, metrics, finite = state, {}, jnp.array(True)
         for part in parts:
             new, measured, fine = part.take_turn(new, batch, reduce)
@@ -166,8 +174,20 @@ def _rate(ema: Any, warmup: bool, step: Array) -> Any:
 
 
 def _check_state(
-    state: State, ema: Any, trainable: Trainable, loss_scale: LossScale | None
+    state: State,
+    tx: Any,
+    ema: Any,
+    trainable: Trainable,
+    loss_scale: LossScale | None,
 ) -> None:
+    chosen, _ = split_trainable(state.params, trainable)
+    expected = jax.eval_shape(lambda: init_optimizer(tx, chosen))
+    if jax.tree.structure(expected) != jax.tree.structure(state.opt_state):
+        raise ValueError(
+            "tx and trainable must be as given to init; the state holds "
+            f"{jax.tree.structure(state.opt_state)} of an optimizer that would hold "
+            f"{jax.tree.structure(expected)}"
+        )
     wanted = averaged(state.params, trainable)
     if ema is None or isinstance(ema, tuple):
         wanted = None if ema is None else (wanted,) * len(ema)

@@ -95,7 +95,7 @@ def pack_documents(
     for piece, (row, first) in zip(pieces, placed, strict=True):
         count[row] += 1
         here = row, slice(first, first + len(piece))
-        tokens[here], segments[here] = piece, count[row]
+        tokens[here], segments[here] = _int32("documents", piece), count[row]
         positions[here] = np.arange(len(piece))
     weight = (segments > 0).astype(np.float32)
     return {
@@ -118,11 +118,20 @@ class _Windows:
             raise IndexError(f"index must be in [0, {len(self)}); it is {index}")
         first = index * self._stride
         window = self._tokens[first : first + self._length]
-        return {"tokens": np.array(window, np.int32)}
+        return {"tokens": _int32("tokens", window)}
+
+
+def _int32(name: str, values: np.ndarray) -> np.ndarray:
+    """Return token ids as int32, or refuse those that would become others."""
+    limits = np.iinfo(np.int32)
+    if values.size and not limits.min <= values.min() <= values.max() <= limits.max:
+        raise ValueError(f"{name} must be within int32; they reach {values.max()}")
+    return np.array(values, np.int32)
 
 
 def _integers(name: str, values: Any) -> np.ndarray:
-    values = np.asarray(values, None if len(values) else np.int32)
+    values = np.asarray(values)
+    values = values if values.size else values.astype(np.int32)
     if values.ndim != 1 or values.dtype.kind not in "iu":
         raise ValueError(
             f"{name} must be integers [N]; it is {values.dtype} {list(values.shape)}"

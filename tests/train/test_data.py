@@ -506,3 +506,25 @@ def test_images_that_cannot_be_transformed(transform, image, message):
 def test_settings_of_transforms(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("threads", [0, 4])
+def test_a_transform_cannot_end_the_data(threads):
+    def transform(example, rng):
+        raise StopIteration
+
+    source = train.array_source({"x": np.arange(8)})
+    batches = train.pipeline(source, 4, seed=0, transforms=[transform], threads=threads)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        next(batches)
+
+
+def test_token_ids_do_not_wrap_around():
+    windows = train.token_windows(np.array([1, 2**31]), 1)
+    assert windows[0]["tokens"].tolist() == [1]
+    for refused in (
+        lambda: windows[1],
+        lambda: train.pack_documents([[2**40]], 4),
+    ):
+        with pytest.raises(ValueError, match="must be within int32"):
+            refused()

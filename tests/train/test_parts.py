@@ -126,6 +126,8 @@ def test_parts_on_many_devices(key, way):
         (LOSSES, {"generator": optax.sgd(0.1)}, None, "dicts of equal keys"),
         (LOSSES, TX, {"wrong": 2}, "every must give parts"),
         (LOSSES, TX, {"critic": 0}, "every must give parts"),
+        (LOSSES, TX, {"critic": np.int64(0)}, "every must give parts"),
+        (LOSSES, TX, {"critic": 2.5}, "every must give parts"),
         (generator_loss, optax.sgd(0.1), {"critic": 2}, "every must be None"),
     ],
 )

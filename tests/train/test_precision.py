@@ -134,6 +134,8 @@ def test_the_scale_stays_within_its_bounds():
         {"interval": 0},
         {"minimum": 0.0},
         {"initial": 2.0**30},
+        {"initial": 1000.0},
+        {"maximum": 2.0**200},
         {"maximum": float("inf")},
         {"initial": float("nan")},
     ],

@@ -201,3 +201,32 @@ def test_everything_works_under_the_mesh_of_a_user(key, mesh, way):
             many, _ = train.jit_step(step, mesh, shardings)(state, batch)
     expected, _ = jax.jit(step)(train.init(key, toy.params(), tx), toy.batch(0))
     toy.assert_close(many.params, expected.params)
+
+
+def test_moments_lie_with_their_parameters_whatever_these_are_called(key, mesh):
+    """Equal ends of paths, indices and the names of optax's own fields."""
+    kernel = lambda: jnp.ones((8, 8))
+    for params, rules in [
+        (
+            [{"w": kernel()}, {"w": kernel()}],
+            [("^0/w", ("fsdp",)), ("^1/w", (None, "fsdp"))],
+        ),
+        (
+            {"mu": {"w": kernel()}, "w": kernel()},
+            [("^mu/w", ("fsdp",)), ("^w", (None, "fsdp"))],
+        ),
+    ]:
+        state = train.init(key, params, optax.adam(1e-3), ema=(0.9, 0.99))
+        found = train.state_shardings(state, mesh, rules)
+        expected = specs(found.params)
+        assert [*expected.values()] == [P("fsdp"), P(None, "fsdp")]
+        adam = found.opt_state[0]
+        for copy in (*found.ema, adam.mu, adam.nu):
+            assert specs(copy) == expected
+
+
+def test_rules_of_a_batch_name_axes_of_the_mesh(mesh):
+    batch = {"x": np.zeros((4, 8))}
+    for spec in [("foo",), ("fsdp", "fsdp")]:
+        with pytest.raises(ValueError, match="rules must name axes of the mesh"):
+            train.shard_batch(batch, mesh, [("x", spec)])

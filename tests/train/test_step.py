@@ -387,3 +387,31 @@ def test_a_batch_that_does_not_divide(key, bad):
     step = train.make_step(toy.loss_fn, tx, accumulate=4)
     with pytest.raises(ValueError, match="batch/y must have a leading axis"):
         step(train.init(key, toy.params(), tx), {**toy.batch(0), "y": bad})
+
+
+def test_complex_parameters_go_downhill(key):
+    def loss_fn(params, batch, key):
+        return jnp.square(abs(params["z"] - (1 + 2j))).sum(), 1, {}
+
+    tx = optax.sgd(0.1)
+    state = train.init(key, {"z": jnp.zeros((), jnp.complex64)}, tx)
+    step = jax.jit(train.make_step(loss_fn, tx, accumulate=1))
+    for _ in range(50):
+        state, _ = step(state, np.zeros(1))
+    np.testing.assert_allclose(state.params["z"], 1 + 2j, rtol=1e-4)
+
+
+def test_an_infinite_weight_is_skipped(key):
+    loss_fn = lambda params, x, key: (jnp.sum(params * x), jnp.inf, {})
+    tx = optax.adam(0.1)
+    state = train.init(key, jnp.ones(()), tx)
+    new, metrics = train.make_step(loss_fn, tx)(state, np.ones(2))
+    assert metrics["skipped"] == 1
+    assert new.opt_state[0].count == 0
+
+
+def test_the_state_must_be_of_the_optimizer(key):
+    state = train.init(key, toy.params(), optax.adam(0.1), ema=False)
+    step = train.make_step(toy.loss_fn, optax.sgd(0.1), ema=None)
+    with pytest.raises(ValueError, match="tx and trainable must be as given to init"):
+        step(state, toy.batch(0))
