@@ -161,19 +161,8 @@ def described(config: build.Config) -> tuple[train.Step, train.State]:
     """Return the step of a config and the shapes of its state."""
     shape, num_classes = data_of(config)
     init_params, apply = build.lazy_network(config, shape, num_classes)
-    tx, loss_scale = build.optimizer(config), None
-    if config.get("loss_scale") is not None:
-        loss_scale = train.LossScale(**config.loss_scale)
-    step = train.make_step(
-        build.loss_function(config, apply, num_classes),
-        tx,
-        ema=config.ema,
-        clip_norm=config.clip_norm,
-        accumulate=config.accumulate,
-        precision=config.get("precision"),
-        loss_scale=loss_scale,
-    )
-    new = lambda key: train.init(key, init_params(key), tx, loss_scale=loss_scale)
+    loss_fn = build.loss_function(config, apply, num_classes)
+    step, new = build.training(config, loss_fn, init_params)
     return step, jax.eval_shape(new, jax.random.key(0))
 
 

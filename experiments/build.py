@@ -7,6 +7,7 @@
 | `lazy_network(...)`                      | the same, not yet initialised            |
 | `optimizer(config)`                      | Adam with warm-up and cosine decay       |
 | `loss_function(config, apply, classes)`  | the `loss_fn` of `train.make_step`       |
+| `training(config, loss_fn, init_params)` | the step, and `key -> State`             |
 | `sampler(config, apply, shape, classes)` | a compiled draw of labelled samples      |
 """
 
@@ -158,6 +159,31 @@ def loss_function(config: Config, apply: Apply, num_classes: int) -> train.LossF
         return loss.sum(), loss.size, {}
 
     return loss_fn
+
+
+def training(
+    config: Config, loss_fn: train.LossFn, init_params: Callable[[Key], Any]
+) -> tuple[train.Step, Callable[[Key], train.State]]:
+    """Build the step, and the function of a key that makes the state of a new run.
+
+    Raises:
+      ValueError: if a setting is out of range, see `train.make_step`.
+    """
+    tx, loss_scale = optimizer(config), None
+    if config.get("loss_scale") is not None:
+        loss_scale = train.LossScale(**config.loss_scale)
+    step = train.make_step(
+        loss_fn,
+        tx,
+        ema=config.ema,
+        clip_norm=config.clip_norm,
+        accumulate=config.accumulate,
+        precision=config.get("precision"),
+        loss_scale=loss_scale,
+    )
+    return step, lambda key: train.init(
+        key, init_params(key), tx, loss_scale=loss_scale
+    )
 
 
 def sampler(

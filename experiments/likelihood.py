@@ -52,7 +52,8 @@ def measurement(
       the image and its class take at most log2(classes) / D more.
 
     Raises:
-      ValueError: if an entry is out of range, or names times that cannot be used.
+      ValueError: if an entry is out of range or names times that cannot be used, or for
+        data of no levels (latents).
       ImportError: for adaptive steps without diffrax.
     """
     settings = config.get("likelihood", None)
@@ -63,6 +64,11 @@ def measurement(
             raise ValueError(
                 f"likelihood.{name} must be at least 1, got {settings[name]}"
             )
+    if not dataset.levels:
+        raise ValueError(
+            f"likelihood must be left out for {dataset.name}: it has no pixels to "
+            "count bits of"
+        )
     images, labels = (rows[: settings["images"]] for rows in dataset.test)
     pixels = np.round((images + 1) * (dataset.levels - 1) / 2).astype(np.int32)
     batch = min(settings["batch"], len(pixels))

@@ -115,9 +115,7 @@ def fit(
         "num_classes": dataset.num_classes,
     }
     check_same_run(workdir / "checkpoints", metadata)
-    tx, loss_scale = build.optimizer(config), None
-    if config.get("loss_scale") is not None:
-        loss_scale = train.LossScale(**config.loss_scale)
+    step, new = build.training(config, loss_fn, init_params)
     mesh = train.make_mesh(**config.get("mesh", {}))
     batches = data.batches(
         dataset,
@@ -127,19 +125,6 @@ def fit(
         dequantize=config.get("dequantize", False),
         rows=train.process_rows(config.batch_size, mesh),
     )
-    step = train.make_step(
-        loss_fn,
-        tx,
-        ema=config.ema,
-        clip_norm=config.clip_norm,
-        accumulate=config.accumulate,
-        precision=config.get("precision"),
-        loss_scale=loss_scale,
-    )
-
-    def new(key: Key) -> train.State:
-        return train.init(key, init_params(key), tx, loss_scale=loss_scale)
-
     # Each device makes its own part: the whole state may fit on none.
     key = jax.random.key(config.seed)
     shardings = train.state_shardings(

@@ -85,9 +85,9 @@ def lazy(
         return nnx.to_pure_dict(rest)
 
     abstract: Any = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
-    graphdef, values, _ = nnx.split(abstract, nnx.Param, ...)
-    with jax.ensure_compile_time_eval():  # also if this is called within a trace
-        rest = jax.jit(constants)()
+    graphdef, values, others = nnx.split(abstract, nnx.Param, ...)
+    # Compiled, the parameters that nobody asks for are not made.
+    rest = jax.jit(constants)() if jax.tree.leaves(others) else {}
     return init, _pure(graphdef, nnx.to_pure_dict(values), rest)
 
 

@@ -39,7 +39,7 @@ def jit_step(
     Returns:
       The jitted step.
 
-    >>> import optax
+    >>> import jax.numpy as jnp, optax
     >>> from genlib.train import init, make_mesh, make_step, replicate, shard_batch
     >>> tx, mesh = optax.sgd(0.1), make_mesh()
     >>> loss_fn = lambda params, x, key: (jnp.sum((params - x) ** 2), x.size, {})
@@ -79,7 +79,7 @@ def shard_map_step(step: Step, mesh: Mesh, *, donate: bool = True) -> Any:
     Raises:
       ValueError: if the mesh has other axes than "data" and "fsdp" of a size above 1.
 
-    >>> import optax
+    >>> import jax.numpy as jnp, optax
     >>> from genlib.train import init, make_mesh, make_step, replicate, shard_batch
     >>> tx, mesh = optax.sgd(0.1), make_mesh()
     >>> loss_fn = lambda params, x, key: (jnp.sum((params - x) ** 2), x.size, {})
@@ -127,7 +127,7 @@ def pmap_step(
     Raises:
       ValueError: from the step, if a leading axis does not divide by the devices.
 
-    >>> import optax
+    >>> import jax.numpy as jnp, optax
     >>> from genlib.train import init, make_step
     >>> tx = optax.sgd(0.1)
     >>> loss_fn = lambda params, x, key: (jnp.sum((params - x) ** 2), x.size, {})

@@ -42,6 +42,7 @@ def param_shardings(params: Any, mesh: Mesh, rules: Rules = ()) -> Any:
       ValueError: if a rule is the first match of no leaf, its spec names an unknown
         axis or one axis twice, or does not fit the shape of a leaf.
 
+    >>> import jax.numpy as jnp
     >>> from genlib.train import make_mesh
     >>> rules = [("out", PartitionSpec("tensor", None))]
     >>> shardings = param_shardings({"out": jnp.ones((4, 2))}, make_mesh(), rules)
@@ -78,7 +79,7 @@ def state_shardings(state: State, mesh: Mesh, rules: Rules = ()) -> State:
     Raises:
       ValueError: as `param_shardings`.
 
-    >>> import optax
+    >>> import jax.numpy as jnp, optax
     >>> from genlib.train import init, make_mesh
     >>> state = init(jax.random.key(0), {"w": jnp.ones((2, 8))}, optax.adam(1e-3))
     >>> rules = [("w", (None, "tensor"))]

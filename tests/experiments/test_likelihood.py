@@ -4,6 +4,7 @@ import json
 import math
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_a_normal_model_takes_the_bits_of_its_density():
 def test_a_run_writes_the_bits(tmp_path, monkeypatch, capsys):
     config = digits_vp.get_config("smoke")
     for name, stand_in in {
-        "fit": lambda *arguments: SimpleNamespace(ema=arguments[3]),
+        "fit": lambda *arguments: SimpleNamespace(ema=arguments[3](jax.random.key(0))),
         "evaluate": lambda *_: [],
         "report": lambda *_: None,
     }.items():
@@ -95,6 +96,12 @@ def test_what_cannot_be_measured_is_refused_before_training(changes, message):
     config.likelihood.update(changes)
     with pytest.raises(ValueError, match=message):
         likelihood.measurement(config, DIGITS, normal, (jnp.zeros(1), 1.0))
+
+
+def test_latents_have_no_bits():
+    latents = data.load("synthetic_latents")
+    with pytest.raises(ValueError, match="likelihood must be left out for"):
+        likelihood.measurement(small("adaptive()"), latents, normal, None)
 
 
 def test_nothing_is_measured_unless_asked_for():
