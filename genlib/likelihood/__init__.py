@@ -12,8 +12,9 @@
 | `bits_per_dim(log_prob, shape)`           | nats per example as bits per dimension   |
 """
 
-from genlib.likelihood._bits import bits_per_dim, dequantize
-from genlib.likelihood._divergence import Divergence, exact_trace, hutchinson
+from genlib.divergence import Divergence, exact_trace, hutchinson
+from genlib.flows._dequantize import dequantize
+from genlib.likelihood._bits import bits_per_dim
 from genlib.likelihood._flow import Flow, log_prob, probability_flow
 
 __all__ = [

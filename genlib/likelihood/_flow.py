@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genlib import ode
-from genlib.likelihood._divergence import Divergence, exact_trace
+from genlib.divergence import Divergence, exact_trace
 from genlib.noise import Path, check_time, marginal_and_rate
 from genlib.types import (
     Array,

@@ -1,4 +1,11 @@
-"""The divergence of a field: exactly, or by a random probe."""
+"""The divergence of a field: exactly, or by a random probe.
+
+| function                                   | what it does                            |
+|--------------------------------------------|-----------------------------------------|
+| `exact_trace()`                            | the sum over all basis vectors          |
+| `hutchinson(key)`                          | an unbiased estimate by a random probe  |
+| `Divergence`                               | the type of both                        |
+"""
 
 import math
 from collections.abc import Callable
@@ -7,6 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from genlib.types import Array, Key
+
+__all__ = ["Divergence", "exact_trace", "hutchinson"]
 
 Field = Callable[[Array], Array]
 # `(field, x) -> (field(x), div field(x) [B])`, for fields that do not mix examples.
