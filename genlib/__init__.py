@@ -3,6 +3,7 @@
 | room         | what is there                                                        |
 |--------------|----------------------------------------------------------------------|
 | `noise`      | forward processes: paths (alpha, sigma), perturb, posterior, prior   |
+| `flows`      | normalizing flows: bijectors, chains of them, densities              |
 | `prediction` | what a network's output means: x_0, eps, v, score, velocity, EDM     |
 | `losses`     | per-example objectives, loss weights, time sampling                  |
 | `guidance`   | denoiser -> denoiser                                                 |
@@ -16,6 +17,7 @@
 """
 
 from genlib import (
+    flows,
     guidance,
     likelihood,
     losses,
@@ -27,6 +29,7 @@ from genlib import (
 
 __version__ = "0.1.0"
 __all__ = [
+    "flows",
     "guidance",
     "likelihood",
     "losses",
