@@ -4,6 +4,7 @@ Every one of them is a `flows.Conditioner`: it learns the sizes of its input and
 from the layer that it feeds.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -62,10 +63,14 @@ def conditioner(make: Callable[[int, int, int, nnx.Rngs], nnx.Module]) -> Condit
 
     @functools.cache
     def network(inputs: int, outputs: int, cond: int) -> tuple[Any, Any, Any]:
-        # A call may be the first inside a trace; what is kept must not belong to it.
-        with jax.ensure_compile_time_eval():
-            init, apply = lazy(lambda rngs: make(inputs, outputs, cond, rngs))
-            like = jax.eval_shape(init, jax.random.key(0))
+        create = functools.partial(make, inputs, outputs, cond)
+        abstract = nnx.eval_shape(lambda: create(nnx.Rngs(0)))
+        constants = jax.tree.leaves(nnx.state(abstract, nnx.Not(nnx.Param)))
+        # The first call may be inside a trace, to which no constant may belong.
+        now = jax.ensure_compile_time_eval() if constants else contextlib.nullcontext()
+        with now:
+            init, apply = lazy(create)
+        like = jax.eval_shape(init, jax.random.key(0))
         return init, apply, jax.tree.map(jnp.shape, like)
 
     def sizes(x: Array, features: int, cond: Any) -> tuple[int, int, int]:

@@ -49,10 +49,11 @@ def multiscale_realnvp(
     Source: arXiv:1605.08803, sec. 3.6 and 4.1.
 
     >>> import jax
-    >>> model = flows.density(multiscale_realnvp(2, width=4, depth=1))
-    >>> x = jax.random.normal(jax.random.key(0), (8, 4, 4, 1))
-    >>> model.log_prob(model.init(jax.random.key(1), x), x).shape
-    (8,)
+    >>> flow = multiscale_realnvp(levels=2)
+    >>> x = jax.ShapeDtypeStruct((8, 32, 32, 3), "float32")
+    >>> params = jax.eval_shape(flow.init, jax.random.key(0), x)
+    >>> [z.shape for z in jax.eval_shape(flow.forward, params, x)[0]]
+    [(8, 16, 16, 6), (8, 16, 16, 6)]
     """
     if levels < 1:
         raise ValueError(f"levels must be positive; it is {levels}")
@@ -126,11 +127,11 @@ def glow(
     Source: arXiv:1807.03039.
 
     >>> import jax
-    >>> model = flows.density(glow(levels=2, depth=2, width=8))
-    >>> x = jax.random.normal(jax.random.key(0), (8, 4, 4, 1))
-    >>> params = model.init(jax.random.key(1), x)
-    >>> model.sample(jax.random.key(2), params, (5, 4, 4, 1), temperature=0.7).shape
-    (5, 4, 4, 1)
+    >>> flow = glow()
+    >>> x = jax.ShapeDtypeStruct((8, 32, 32, 3), "float32")
+    >>> params = jax.eval_shape(flow.init, jax.random.key(0), x)
+    >>> [z.shape for z in jax.tree.leaves(jax.eval_shape(flow.forward, params, x)[0])]
+    [(8, 4, 4, 48), (8, 8, 8, 12), (8, 16, 16, 6)]
     """
     own = network(conv_conditioner, 512, width, conditioner)
     univariate = flows.affine() if univariate is None else univariate

@@ -44,9 +44,10 @@ def nice(
     Source: arXiv:1410.8516.
 
     >>> import jax
-    >>> model = flows.density(nice(width=16))
-    >>> x = jax.random.normal(jax.random.key(0), (8, 3))
-    >>> model.log_prob(model.init(jax.random.key(1), x), x).shape
+    >>> model = flows.density(nice())
+    >>> x = jax.ShapeDtypeStruct((8, 3), "float32")
+    >>> params = jax.eval_shape(model.init, jax.random.key(0), x)
+    >>> jax.eval_shape(model.log_prob, params, x).shape
     (8,)
     """
     make = functools.partial(mlp_conditioner, depth=5)
@@ -142,9 +143,10 @@ def maf(
     Source: arXiv:1705.07057.
 
     >>> import jax
-    >>> model = flows.density(maf(depth=2, width=16))
-    >>> x = jax.random.normal(jax.random.key(0), (8, 3))
-    >>> model.log_prob(model.init(jax.random.key(1), x), x).shape
+    >>> model = flows.density(maf())
+    >>> x = jax.ShapeDtypeStruct((8, 3), "float32")
+    >>> params = jax.eval_shape(model.init, jax.random.key(0), x)
+    >>> jax.eval_shape(model.log_prob, params, x).shape
     (8,)
     """
     own = network(masked_conditioner, 512, width, conditioner)
@@ -196,10 +198,11 @@ def neural_spline_flow(
     Source: arXiv:1906.04032.
 
     >>> import jax
-    >>> model = flows.density(neural_spline_flow(depth=2, width=16))
-    >>> x = jax.random.normal(jax.random.key(0), (8, 3))
-    >>> model.sample(jax.random.key(2), model.init(jax.random.key(1), x), (5, 3)).shape
-    (5, 3)
+    >>> model = flows.density(flows.chain(flows.actnorm(), neural_spline_flow()))
+    >>> x = jax.ShapeDtypeStruct((8, 3), "float32")
+    >>> params = jax.eval_shape(model.init, jax.random.key(0), x)
+    >>> jax.eval_shape(model.log_prob, params, x).shape
+    (8,)
     """
     make = masked_conditioner if autoregressive else resnet_conditioner
     layer = flows.autoregressive if autoregressive else flows.coupling

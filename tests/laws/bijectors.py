@@ -152,4 +152,23 @@ BIJECTORS = {
     "residual_series": Case(
         flows.residual(CONTRACTION, coefficient=0.5, log_det="series", terms=30), (2,)
     ),
+    "spline": Case(flows.coupling(flows.spline(8), DENSE), cond=2),
+    "spline_plain": Case(
+        flows.coupling(flows.spline(5, bound=3.0, limit=None), DENSE, swap=True)
+    ),
+    "circular_spline": Case(flows.coupling(flows.circular_spline(6), DENSE), cond=2),
+    "sigmoidal": Case(flows.coupling(flows.sigmoidal(4), DENSE), cond=2),
+    "logistic_mixture": Case(flows.coupling(flows.logistic_mixture(4), DENSE)),
+    "planar": Case(flows.planar()),
+    "planar_conditional": Case(flows.planar(DENSE), cond=2),
+    "radial": Case(flows.radial()),
+    "radial_conditional": Case(flows.radial(DENSE), cond=2),
+    "maf": Case(
+        flows.autoregressive(flows.affine(), nn.masked_conditioner(8, 1)), cond=2
+    ),
+    "iaf": Case(
+        flows.invert(flows.autoregressive(flows.spline(4), nn.masked_conditioner(8, 1)))
+    ),
+    "glow": Case(nn.glow(levels=2, depth=2, width=4), (4, 4, 1), cond=2),
+    "realnvp": Case(nn.realnvp(depth=2, width=4), cond=2),
 }

@@ -11,10 +11,30 @@ from genlib import nn
 RESNET = nn.resnet_conditioner(4, 1, kernel_size=3)
 IMAGES = {
     "glow": (nn.glow(2, 2, 4), 3, 5),
-    "glow_of_one_channel": (nn.glow(3, 1, 4), 1, None),
-    "realnvp": (nn.multiscale_realnvp(2, depth=1, conditioner=RESNET), 3, None),
-    "realnvp_of_one_channel": (nn.multiscale_realnvp(2, conditioner=RESNET), 1, 5),
+    "realnvp": (nn.multiscale_realnvp(2, conditioner=RESNET), 1, None),
 }
+# Flow, channels, classes, and the shapes of the latents of 8 x 8 images.
+LATENTS = {
+    "glow": (nn.glow(3, 2, 4), 1, 5, [(1, 1, 16), (2, 2, 4), (4, 4, 2)]),
+    "glow_of_one_level": (nn.glow(1, 2, 4), 3, None, [(4, 4, 12)]),
+    "realnvp": (
+        nn.multiscale_realnvp(3, conditioner=RESNET),
+        3,
+        5,
+        [(2, 2, 12), (2, 2, 12), (4, 4, 6)],
+    ),
+}
+
+
+@pytest.mark.parametrize(("flow", "channels", "classes", "shapes"), **each(LATENTS))
+def test_latents_are_left_behind_at_every_level(flow, channels, classes, shapes):
+    like = lambda *shape: jax.ShapeDtypeStruct((4, *shape), jnp.float32)
+    x, cond = like(8, 8, channels), classes and like(classes)
+    params = jax.eval_shape(flow.init, jax.random.key(0), x, cond)
+    z, log_det = jax.eval_shape(flow.forward, params, x, cond)
+    assert [leaf.shape for leaf in jax.tree.leaves(z)] == [(4, *s) for s in shapes]
+    back, _ = jax.eval_shape(flow.inverse, params, z, cond)
+    assert (back.shape, log_det.shape) == (x.shape, (4,))
 
 
 @pytest.mark.parametrize(("flow", "channels", "classes"), **each(IMAGES))
