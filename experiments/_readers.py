@@ -32,15 +32,15 @@ class Raw(NamedTuple):
     levels: int
 
 
-def digits() -> Raw:
-    """Read the 1797 digits of scikit-learn, split 1400/397 by `RandomState(0)`."""
+def digits(test: int = 397) -> Raw:
+    """Read the 1797 digits of scikit-learn, split by `RandomState(0)`."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
     images = images.reshape(-1, 8, 8, 1)
     order = np.random.RandomState(0).permutation(len(images))
-    train, test = order[:1400], order[1400:]
-    return Raw(images[train], labels[train], images[test], labels[test], 10, 17)
+    first, last = order[:-test], order[-test:]
+    return Raw(images[first], labels[first], images[last], labels[last], 10, 17)
 
 
 def synthetic(shape: tuple[int, int, int], count: int = 256) -> Raw:

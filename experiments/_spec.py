@@ -45,6 +45,15 @@ def part(name: str, text: str, room: Any, known: Iterable[str], **given: Any) ->
         raise ValueError(f"{name}={text!r} is refused: {error}") from error
 
 
+def called(text: str) -> str:
+    """Return a part that may be named without its call, as a call.
+
+    >>> called("heun"), called("karras(rho=7.0)")
+    ('heun()', 'karras(rho=7.0)')
+    """
+    return text if "(" in text else f"{text}()"
+
+
 def _read(name: str, text: str) -> tuple[str, list[Any], dict[str, Any] | None]:
     """Split a text into a name and its settings, None if there is no call."""
     wrong = ValueError(

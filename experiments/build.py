@@ -22,7 +22,7 @@ import optax
 from flax import nnx
 
 from experiments import flow_map
-from experiments._spec import part
+from experiments._spec import called, part
 from genlib import guidance, losses, nn, noise, prediction, samplers, train
 from genlib.types import Array, Key
 
@@ -229,9 +229,9 @@ def sampler(
     to_next = is_map and name == "flow_map"
     step = samplers.euler()
     if not to_next:
-        step = part("solver", _called(name), samplers, SOLVERS)
+        step = part("solver", called(name), samplers, SOLVERS)
     grid = lambda count: part(
-        "grid", _called(settings["grid"]), samplers, GRIDS, path=path, steps=count
+        "grid", called(settings["grid"]), samplers, GRIDS, path=path, steps=count
     )
     cost = lambda count: samplers.nfe(step, path, grid(count))
     steps = settings["steps"]
@@ -278,14 +278,10 @@ def _flow_map_loss(config: Config) -> flow_map.Loss | None:
     text = config.get("loss", "")
     if not text:
         return None
-    loss = part("loss", _called(text), flow_map, LOSSES)
+    loss = part("loss", called(text), flow_map, LOSSES)
     if config.kind != "VELOCITY" or config.weight != "unit":
         raise ValueError(
             'kind and weight must be "VELOCITY" and "unit" for a flow map, got '
             f"{config.kind!r} and {config.weight!r}"
         )
     return loss
-
-
-def _called(text: str) -> str:
-    return text if "(" in text else f"{text}()"

@@ -1,8 +1,9 @@
-"""Image and latent data sets in memory, and batches of them by number.
+"""Data sets of images, latents or vectors in memory, and batches of them by number.
 
 | name                | what it reads                                          |
 |---------------------|--------------------------------------------------------|
 | `digits`            | 8x8 grey digits inside the scikit-learn wheel          |
+| `digits_360`        | the same, another split: 360 digits held out           |
 | `mnist`             | the four idx files, plain or `.gz`                     |
 | `cifar10`           | the six files of the binary version                    |
 | `folder`            | image files, one sub-folder for each class             |
@@ -11,6 +12,9 @@
 | `synthetic_cifar10` | made-up images of the shape of CIFAR-10                |
 | `latents`           | arrays `latents` and `labels` of one npz file          |
 | `synthetic_latents` | made-up latents of 256x256 images, 1000 classes        |
+| `two_moons`         | points in the plane, of known density                  |
+| `patches`           | 8x8 grey patches of scikit-learn's photographs, 63 of  |
+|                     | their numbers                                          |
 
 What fits into memory needs no input pipeline: `batches` gathers a whole batch at once,
 as a function of the step, and a run resumes from its step number alone. What does not
@@ -26,7 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments import _readers
+from experiments import _readers, _vectors
 
 Batch = dict[str, np.ndarray]
 
@@ -35,10 +39,12 @@ DIRECTORY_VARIABLE = "GENLIB_DATA"
 
 _BUILT_IN = {
     "digits": _readers.digits,
+    "digits_360": functools.partial(_readers.digits, 360),
     "synthetic_mnist": functools.partial(_readers.synthetic, (28, 28, 1)),
     "synthetic_cifar10": functools.partial(_readers.synthetic, (32, 32, 3)),
     "synthetic_latents": _readers.synthetic_latents,
 }
+_VECTORS = {"two_moons": _vectors.two_moons, "patches": _vectors.patches}
 _ON_DISK = {
     "mnist": _readers.mnist,
     "cifar10": _readers.cifar10,
@@ -51,7 +57,8 @@ _ON_DISK = {
 class Split(NamedTuple):
     """Hold the images and labels of one split.
 
-    images: float32 [N, H, W, C], pixels in [-1, 1] or latents of unit variance.
+    images: float32 [N, H, W, C], pixels in [-1, 1] or latents of unit variance; [N, D]
+      for vectors, in their own units.
     labels: int32 [N] in [0, num_classes).
     """
 
@@ -62,7 +69,7 @@ class Split(NamedTuple):
 class Dataset(NamedTuple):
     """Hold a data set.
 
-    levels: pixels had the integer values 0 ... levels - 1; 0 for latents.
+    levels: pixels had the integer values 0 ... levels - 1; 0 for latents and vectors.
     scale: what latents were multiplied by; divide by it before decoding them.
     """
 
@@ -98,7 +105,9 @@ def load(
       scale: of latents; 0 stands for 1 / (their standard deviation).
 
     Returns:
-      The data set. `digits` is split 1400/397 by `RandomState(0).permutation`. The
+      The data set. `digits` is split 1400/397 by `RandomState(0).permutation`, and
+      `digits_360` 1437/360; `two_moons` are 200,000 and 20,000 points; `patches` come
+      from the left (training) and the right halves of the photographs. The
       three `folder`, `npz` and `latents` hold out the last tenth of such a permutation,
       unless they bring their own test split: sub-folders `train` and `test`, each with
       one sub-folder for each class, or arrays `test_images` (`test_latents`) and
@@ -114,21 +123,25 @@ def load(
     """
     if not (math.isfinite(scale) and scale >= 0):
         raise ValueError(f"scale must be 0 or positive, got {scale}")
-    if name not in _BUILT_IN and name not in _ON_DISK:
-        known = ", ".join((*_BUILT_IN, *_ON_DISK))
+    inside = {**_BUILT_IN, **_VECTORS}
+    if name not in inside and name not in _ON_DISK:
+        known = ", ".join((*inside, *_ON_DISK))
         raise ValueError(f"name must be one of {known}, got {name!r}")
-    if name in _BUILT_IN:
+    if name in inside:
         if directory:
             raise ValueError(f"directory must be empty for {name}, got {directory!r}")
-        raw = _BUILT_IN[name]()
+        raw = inside[name]()
     elif name == "folder":
         raw = _readers.folder(_existing(name, directory), size, channels)
     else:
         raw = _ON_DISK[name](_existing(name, directory))
-    if raw.levels == 0:
+    if raw.levels == 0 and name not in _VECTORS:
         return _latents(name, raw, scale)
     if scale:
         raise ValueError(f"scale must be 0 for {name}, got {scale}")
+    if name in _VECTORS:
+        splits = Split(*raw[:2]), Split(*raw[2:4])
+        return Dataset(name, *splits, raw.num_classes, 0)
     train = _split(raw.train_images, raw.train_labels, raw.levels)
     test = _split(raw.test_images, raw.test_labels, raw.levels)
     return Dataset(name, train, test, raw.num_classes, raw.levels)
@@ -166,7 +179,7 @@ def batches(
 
     Raises:
       ValueError: `batch_size` below 1, rows that it does not have, no training images,
-        latents to dequantize, or a negative seed or step.
+        latents to dequantize, vectors to flip, or a negative seed or step.
 
     >>> batch = batches(load("digits"), batch_size=32, seed=0)(1000)
     >>> batch["image"].shape, batch["label"].shape
@@ -185,6 +198,8 @@ def batches(
         )
     if count == 0:
         raise ValueError(f"dataset must have training images, {dataset.name} has none")
+    if flip and images.ndim != 4:
+        raise ValueError(f"flip must be False for {dataset.name}: it has no images")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must be in [0, 2**32), got {seed}")
 

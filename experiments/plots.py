@@ -1,4 +1,4 @@
-"""Pictures and tables of a run: sample grids, loss curves and text tables."""
+"""Pictures and tables of a run: sample grids, curves, densities and text tables."""
 
 import json
 import os
@@ -110,6 +110,49 @@ def loss_curve(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+    return path
+
+
+def density(
+    x: np.ndarray,
+    y: np.ndarray,
+    log_density: np.ndarray,
+    points: Mapping[str, np.ndarray],
+    path: str | os.PathLike,
+) -> Path:
+    """Draw a density in the plane, and sets of points beside it on the same axes.
+
+    Args:
+      x: places [W] in ascending order, evenly spaced.
+      y: places [H].
+      log_density: in nats at these places, [H, W].
+      points: sets [N, 2], each with its title.
+      path: of the PNG; its folder is made.
+
+    Returns:
+      The path.
+
+    Raises:
+      ValueError: if the sizes do not match.
+    """
+    from matplotlib.figure import Figure
+
+    if log_density.shape != (len(y), len(x)):
+        raise ValueError(
+            f"log_density must be [H, W] = {(len(y), len(x))}, got {log_density.shape}"
+        )
+    panels = 1 + len(points)
+    figure = Figure(figsize=(4 * panels, 3.2), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False, sharex=True, sharey=True)[0]
+    extent = (float(x[0]), float(x[-1]), float(y[0]), float(y[-1]))
+    axes[0].imshow(np.exp(log_density), origin="lower", extent=extent, cmap="viridis")
+    axes[0].set(title="density")
+    for axis, (title, rows) in zip(axes[1:], points.items(), strict=True):
+        axis.plot(*np.asarray(rows).T, ".", color="tab:blue", markersize=1.5)
+        axis.set(title=title, aspect="equal")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
     return path
 
 

@@ -3,12 +3,16 @@
     python -m experiments.sample --workdir=runs/digits_edm
     python -m experiments.sample --workdir=runs/digits_edm --classes=3,8 --steps=10 \\
         --solver="ddim(eta=1.0)" --guidance=1.5 --seed=1 --out=eights
+    python -m experiments.sample --workdir=runs/digits_glow --temperature=0.7
 
 What is not given is as in the config that the run was trained with. The .npz file holds
-`samples`, float32 [N, H, W, C] in about [-1, 1], and `labels`, int32 [N].
+`samples`, float32 [N, H, W, C] in about [-1, 1], and `labels`, int32 [N]. Of a
+normalizing flow it is the best step that is sampled, at temperature 1 by default; one
+that was given no classes fills ten rows, and one of vectors makes no grid.
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +21,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import build, plots
+from experiments import build, density, density_report, plots
 from experiments._cli import one_line_errors, say
 from genlib import train
 
@@ -50,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     add("--grid", help="for instance 'karras(rho=7.0)'")
     add("--steps", type=int, help="steps of the solver")
     add("--guidance", type=float, help="1 is the conditional model")
+    add("--temperature", type=float, help="of a normalizing flow")
     add("--seed", type=int, default=0, help="of the samples")
     add("--classes", help="numbers with commas between, by default all")
     add("--per_class", type=int, default=8, help="samples of each class")
@@ -60,6 +65,19 @@ def parser() -> argparse.ArgumentParser:
 
 def draw(given: argparse.Namespace) -> None:
     """Draw samples and write them, or raise a ValueError before anything is written."""
+    is_flow = density.is_flow(described(given.workdir)[0])
+    samples, labels = (draw_flow if is_flow else draw_diffusion)(given)
+    out = given.out or str(given.workdir / f"samples_seed{given.seed}")
+    rows = len(labels) // given.per_class
+    if samples.ndim == 4:
+        say(f"wrote {plots.grid(samples, rows, given.per_class, f'{out}.png')}")
+    np.savez(f"{out}.npz", samples=samples, labels=labels)
+    say(f"wrote {out}.npz")
+
+
+def draw_diffusion(given: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """Return samples of a diffusion or flow-matching model, and their labels."""
+    refuse(given, "temperature")
     config, params, apply, shape, num_classes = load(given.workdir)
     labels = class_labels(given.classes, given.per_class, num_classes)
     names = ("solver", "grid", "steps", "guidance")
@@ -67,12 +85,30 @@ def draw(given: argparse.Namespace) -> None:
     changes = {name: value for name, value in changes.items() if value is not None}
     sampler = build.sampler(config, apply, shape, num_classes, **changes)
     say(f"drawing {len(labels)} samples with {sampler.nfe} NFE")
-    images = sampler.draw(jax.random.key(given.seed), params, labels)
-    out = given.out or str(given.workdir / f"samples_seed{given.seed}")
-    rows = len(labels) // given.per_class
-    say(f"wrote {plots.grid(images, rows, given.per_class, f'{out}.png')}")
-    np.savez(f"{out}.npz", samples=images, labels=labels)
-    say(f"wrote {out}.npz")
+    return sampler.draw(jax.random.key(given.seed), params, labels), labels
+
+
+def draw_flow(given: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """Return samples of a normalizing flow, and their labels."""
+    refuse(given, "solver", "grid", "steps", "guidance")
+    model, config, params = load_flow(given.workdir)
+    if not model.num_classes:
+        refuse(given, "classes")
+    labels = class_labels(given.classes, given.per_class, model.num_classes or 10)
+    temperature = 1.0 if given.temperature is None else given.temperature
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature must be 0 or positive, got {temperature}")
+    say(f"drawing {len(labels)} samples at temperature {temperature:g}")
+    sampler = density_report.sampler(config, model)
+    key = jax.random.key(given.seed)
+    return sampler(key, params, labels, temperature), labels
+
+
+def refuse(given: argparse.Namespace, *names: str) -> None:
+    """Raise a ValueError if something is given that the run has no use for."""
+    for name in names:
+        if getattr(given, name) is not None:
+            raise ValueError(f"{name} must be left out for the run {given.workdir}")
 
 
 def load(workdir: Path) -> Trained:
@@ -81,15 +117,37 @@ def load(workdir: Path) -> Trained:
     Raises:
       ValueError: if there is no checkpoint of `experiments.train`.
     """
-    checkpoints = workdir / "checkpoints"
-    metadata = train.read_metadata(checkpoints)
+    config, shape, num_classes, _ = described(workdir)
+    like, apply = build.network(config, shape, num_classes)
+    params = train.restore_params(workdir / "checkpoints", like)
+    return Trained(config, params, apply, shape, num_classes)
+
+
+def load_flow(workdir: Path) -> tuple[density.Model, build.Config, Any]:
+    """Restore a normalizing flow: itself, its config and its best parameters.
+
+    Raises:
+      ValueError: if there is no checkpoint of `experiments.train`.
+    """
+    config, shape, num_classes, levels = described(workdir)
+    model = density.model(config, shape, num_classes, levels)
+    like = density.shapes(config, model)
+    params = train.restore_params(workdir / "checkpoints", like, step="best")
+    return model, config, params
+
+
+def described(workdir: Path) -> tuple[build.Config, tuple[int, ...], int, int]:
+    """Read what a run says of itself: config, shape, classes and levels of the data.
+
+    Raises:
+      ValueError: if there is no checkpoint of `experiments.train`.
+    """
+    metadata = train.read_metadata(workdir / "checkpoints")
     if not {"config", "shape", "num_classes"} <= metadata.keys():
         raise ValueError(f"workdir must be of experiments.train, got {workdir}")
     config = ConfigDict(metadata["config"])
-    shape, num_classes = tuple(metadata["shape"]), metadata["num_classes"]
-    like, apply = build.network(config, shape, num_classes)
-    params = train.restore_params(checkpoints, like)
-    return Trained(config, params, apply, shape, num_classes)
+    shape, levels = tuple(metadata["shape"]), metadata.get("levels", 0)
+    return config, shape, metadata["num_classes"], levels
 
 
 def class_labels(classes: str | None, per_class: int, num_classes: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Train a class-conditional diffusion or flow model on images, and measure it.
+"""Train a diffusion model, a flow or a normalizing flow, and measure it.
 
     python -m experiments.train --config=digits_edm
     python -m experiments.train --config=digits_edm:smoke --config.steps=20
@@ -9,7 +9,8 @@ changed on the command line. The working directory gets `metrics.jsonl`, checkpo
 `samples.png` (one row for each class), `table.md`, `results.json` and, if the config
 asks for bits per dimension, `likelihood.json`. A run that was stopped, even killed,
 goes on from its last checkpoint when it is started again; one that was asked to stop
-(SIGTERM) saves first and ends with status 143.
+(SIGTERM) saves first and ends with status 143. What a normalizing flow leaves is in
+`experiments/density_report.py`, and what its config says in `experiments/density.py`.
 
 It runs as one process or as many, on one host or more (`experiments/launch`). These
 entries of a config say how, and may be left out or changed when a run goes on:
@@ -36,7 +37,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from experiments import build, data, likelihood, plots
+from experiments import build, data, density, density_report, likelihood, plots
 from experiments._cli import one_line_errors, parse, say
 from experiments.evaluate import evaluate
 from genlib import train
@@ -48,7 +49,7 @@ TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error was raise
 
 # A run may be continued with other values of these; all others make another run.
 FREE = ("steps", "log_every", "save_every", "tensorboard")
-FREE += ("sampling", "evaluation", "likelihood", "mesh", "sharding")
+FREE += ("sampling", "evaluation", "likelihood", "test", "mesh", "sharding")
 
 
 def main(_: Sequence[str]) -> None:
@@ -76,15 +77,17 @@ def train_and_evaluate(config: build.Config, workdir: Path) -> None:
     shape, num_classes = dataset.train.images.shape[1:], dataset.num_classes
     labels = dataset.train.labels
     train.check_same("data", [dataset.name, *shape, zlib.crc32(labels.tobytes())])
-    say(f"{dataset.name}: {len(labels)} images {shape} to train on")
+    say(f"{dataset.name}: {len(labels)} examples {shape} to train on")
+    if density.is_flow(config):
+        train_density(config, workdir, dataset, start)
+        return
 
     init_params, apply = build.lazy_network(config, shape, num_classes)
     loss_fn = build.loss_function(config, apply, num_classes)
     draw = build.sampler(config, apply, shape, num_classes).draw
     shapes = jax.eval_shape(init_params, jax.random.key(config.seed))
     measure = likelihood.measurement(config, dataset, apply, shapes)
-    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
-    say(f"{config.model}: {count:,} parameters on {jax.device_count()} device(s)")
+    say_size(config, shapes)
 
     state = fit(config, workdir, dataset, init_params, loss_fn)
     ema = train.to_host(state.ema)
@@ -101,19 +104,60 @@ def train_and_evaluate(config: build.Config, workdir: Path) -> None:
     say(f"done in {time.monotonic() - start:.0f} s")
 
 
+def train_density(
+    config: build.Config, workdir: Path, dataset: data.Dataset, start: float
+) -> None:
+    """Do the whole experiment of a normalizing flow: its best step is what counts."""
+    dataset, held_out = density.splits(config, dataset)
+    shape, num_classes = dataset.train.images.shape[1:], dataset.num_classes
+    model = density.model(config, shape, num_classes, dataset.levels)
+    init_params = density.initial(config, model, dataset.train)
+    shapes = jax.eval_shape(init_params, jax.random.key(config.seed))
+    say_size(config, shapes)
+
+    measure = density.measurement(config, model)
+    evaluate = density.validation(config, model, measure, held_out)
+    loss_fn, metric = density.loss_function(model), f"val_{model.unit}"
+    fit(config, workdir, dataset, init_params, loss_fn, evaluate, metric)
+    step, params = density_report.best(workdir, metric, shapes)
+    value = measure(params, held_out, config.validation["draws"]).mean()
+    say(
+        f"trained after {time.monotonic() - start:.0f} s; step {step} is the best, "
+        f"with {metric} {value:.4f}, and is what is measured"
+    )
+    rows = density_report.compare(config, model, measure, dataset, params, step)
+    density_report.write_rows(rows, workdir)
+    density_report.write_pictures(config, model, dataset, params, workdir)
+    say(f"done in {time.monotonic() - start:.0f} s")
+
+
+def say_size(config: build.Config, shapes: Any) -> None:
+    """Print how large the model is."""
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    say(f"{config.model}: {count:,} parameters on {jax.device_count()} device(s)")
+
+
 def fit(
     config: build.Config,
     workdir: Path,
     dataset: data.Dataset,
     init_params: Callable[[Key], Any],
     loss_fn: train.LossFn,
+    evaluate: Callable[[train.State], dict[str, float]] | None = None,
+    best: str | None = None,
 ) -> train.State:
-    """Train for `config.steps` steps, from the last checkpoint if there is one."""
+    """Train for `config.steps` steps, from the last checkpoint if there is one.
+
+    With `evaluate` the state is measured wherever it is saved, and the checkpoint that
+    is best by the metric `best` stays.
+    """
     metadata = {
         "config": config.to_dict(),
         "shape": dataset.train.images.shape[1:],
         "num_classes": dataset.num_classes,
     }
+    if density.is_flow(config):
+        metadata["levels"] = dataset.levels
     check_same_run(workdir / "checkpoints", metadata)
     step, new = build.training(config, loss_fn, init_params)
     mesh = train.make_mesh(**config.get("mesh", {}))
@@ -134,7 +178,8 @@ def fit(
 
     check_one_folder(workdir)
     writer = train.Metrics(workdir, tensorboard=config.tensorboard)
-    with train.Checkpointer(workdir / "checkpoints", metadata=metadata) as checkpointer:
+    checkpoints = workdir / "checkpoints"
+    with train.Checkpointer(checkpoints, best=best, metadata=metadata) as checkpointer:
         if checkpointer.latest is not None:
             say(f"resuming {workdir} after step {checkpointer.latest}")
         state = train.fit(
@@ -147,6 +192,8 @@ def fit(
             log_every=config.log_every,
             checkpointer=checkpointer,
             save_every=config.save_every,
+            eval_fn=evaluate,
+            eval_every=config.save_every if evaluate else None,
         )
     writer.close()
     return state

@@ -6,55 +6,55 @@ the table says parallel, both cost the same; D calls are one of the network for 
 variable. Named flows (`glow`, `maf`, ...) and networks are in `genlib.nn`. The function
 of the first stochastic layer is `dequantize`.
 
-| contract and composition          | what it is                                         |
-|-----------------------------------|----------------------------------------------------|
-| `Bijector`, `Conditioner`         | a layer; the (init, apply) pair that feeds it      |
-| `chain(*layers)`                  | layers in the order of application                 |
-| `scan_chain(layer, length)`       | equal layers under `lax.scan`                      |
-| `permutations`, `rotations`       | random constants for `scan_chain`                  |
-| `invert(bijector)`                | the two directions swapped                         |
-| `density(bijector, base)`         | a `Density`: `log_prob`, `sample`, both            |
+| contract and composition        | what it is                                         |
+|---------------------------------|----------------------------------------------------|
+| `Bijector`, `Conditioner`       | a layer; the (init, apply) pair that feeds it      |
+| `chain(*layers)`                | layers in the order of application                 |
+| `scan_chain(layer, length)`     | equal layers under `lax.scan`                      |
+| `permutations`, `rotations`     | random constants for `scan_chain`                  |
+| `invert(bijector)`              | the two directions swapped                         |
+| `density(bijector, base)`       | a `Density`: `log_prob`, `sample`, both            |
 
-| layer                             | map                               | inverse        |
-|-----------------------------------|-----------------------------------|----------------|
-| `coupling(univariate, ...)`       | y_b = f(x_b; network(x_a))        | parallel       |
-| `masked_coupling(..., mask)`      | any mask, such as `checkerboard`  | parallel       |
-| `autoregressive(univariate, ...)` | y_i = f(x_i; network(x_<i))       | D calls        |
-| `causal(univariate, ...)`         | tokens; a `CausalConditioner`     | T cached steps |
-| `residual(network)`               | x + g(x), g a contraction         | fixed point    |
-| `continuous(field)`               | dx/dt of a `VectorField`          | the same solve |
-| `planar()`                        | along one direction               | 1-D root       |
-| `radial()`                        | towards or from a centre          | parallel       |
-| `actnorm()`, `normalize()`        | the first batch normalised        | parallel       |
-| `plu_conv(rotation)`              | 1x1 convolution R L U             | two triangles  |
-| `orthogonal_conv(rotation)`       | 1x1 convolution, a rotation       | parallel       |
-| `permute(order)`, `reverse()`     | variables in another order        | parallel       |
-| `squeeze(factor)`, `reshape`      | pixels as channels; any shape     | parallel       |
-| `split(rest)`, `multi_scale`      | half of the channels as latents   | parallel       |
-| `shift_and_scale`                 | constants                         | parallel       |
-| `sigmoid()`, `logit(alpha)`       | onto (0, 1), and back             | parallel       |
+| layer                           | map                               | inverse        |
+|---------------------------------|-----------------------------------|----------------|
+| `coupling(univariate, ...)`     | y_b = f(x_b; network(x_a))        | parallel       |
+| `masked_coupling(..., mask)`    | any mask, such as `checkerboard`  | parallel       |
+| `autoregressive(univariate)`    | y_i = f(x_i; network(x_<i))       | D calls        |
+| `causal(univariate, ...)`       | tokens; a `CausalConditioner`     | T cached steps |
+| `residual(network)`             | x + g(x), g a contraction         | fixed point    |
+| `continuous(field)`             | dx/dt of a `VectorField`          | the same solve |
+| `planar()`                      | along one direction               | 1-D root       |
+| `radial()`                      | towards or from a centre          | parallel       |
+| `actnorm()`, `normalize()`      | the first batch normalised        | parallel       |
+| `plu_conv(rotation)`            | 1x1 convolution R L U             | two triangles  |
+| `orthogonal_conv(rotation)`     | 1x1 convolution, a rotation       | parallel       |
+| `permute(order)`, `reverse()`   | variables in another order        | parallel       |
+| `squeeze(factor)`, `reshape`    | pixels as channels; any shape     | parallel       |
+| `split(rest)`, `multi_scale`    | half of the channels as latents   | parallel       |
+| `shift_and_scale`               | constants                         | parallel       |
+| `sigmoid()`, `logit(alpha)`     | onto (0, 1), and back             | parallel       |
 
-| stochastic layer                  | what it does                      | arXiv          |
-|-----------------------------------|-----------------------------------|----------------|
-| `uniform_dequantization`          | integers spread over bins         | 1511.01844     |
-| `variational_dequantization`      | noise that a flow shapes          | 1902.00275     |
-| `slicing(count, decoder)`         | variables dropped, drawn again    | 2007.02731     |
-| `augment(count, noise)`           | variables added, dropped again    | 2002.07101     |
+| stochastic layer                | what it does                      | arXiv          |
+|---------------------------------|-----------------------------------|----------------|
+| `uniform_dequantization`        | integers spread over bins         | 1511.01844     |
+| `variational_dequantization`    | noise that a flow shapes          | 1902.00275     |
+| `slicing(count, decoder)`       | variables dropped, drawn again    | 2007.02731     |
+| `augment(count, noise)`         | variables added, dropped again    | 2002.07101     |
 
-| univariate                        | f, of type `Univariate`           | arXiv          |
-|-----------------------------------|-----------------------------------|----------------|
-| `additive()`                      | x + b                             | 1410.8516      |
-| `affine()`                        | exp(s) x + b, bounded s           | 1605.08803     |
-| `spline(bins)`                    | rational-quadratic in an interval | 1906.04032     |
-| `circular_spline(bins)`           | rational-quadratic on a circle    | 2002.02428     |
-| `sigmoidal(hidden)`               | sigmoids; iterative inverse       | 1804.00779     |
-| `logistic_mixture(components)`    | the same, then affine             | 1902.00275     |
+| univariate                      | f, of type `Univariate`           | arXiv          |
+|---------------------------------|-----------------------------------|----------------|
+| `additive()`                    | x + b                             | 1410.8516      |
+| `affine()`                      | exp(s) x + b, bounded s           | 1605.08803     |
+| `spline(bins)`                  | rational-quadratic in an interval | 1906.04032     |
+| `circular_spline(bins)`         | rational-quadratic on a circle    | 2002.02428     |
+| `sigmoidal(hidden)`             | sigmoids; iterative inverse       | 1804.00779     |
+| `logistic_mixture(components)`  | the same, then affine             | 1902.00275     |
 
-| base                              | distribution of the latents, a `Base`              |
-|-----------------------------------|----------------------------------------------------|
-| `normal()`                        | N(0, I), trained, or as `cond` says                |
-| `uniform()`, `student_t(df)`      | on [0, 1]; with heavy tails                        |
-| `mixture(components)`             | of Gaussians, trained                              |
+| base                            | distribution of the latents, a `Base`              |
+|---------------------------------|----------------------------------------------------|
+| `normal()`                      | N(0, I), trained, or as `cond` says                |
+| `uniform()`, `student_t(df)`    | on [0, 1]; with heavy tails                        |
+| `mixture(components)`           | of Gaussians, trained                              |
 """
 
 from genlib.flows._actnorm import actnorm, normalize

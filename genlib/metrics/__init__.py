@@ -11,6 +11,7 @@
 | `normalised_path_energy(e, w2)`   | its excess over optimal transport               |
 | `GaussianMixture(weights, ...)`   | density, score and denoiser in closed form at   |
 |                                   | any (alpha, sigma): the oracle for samplers     |
+| `TwoMoons(sigma)`                 | samples of known density: the oracle for flows  |
 """
 
 from genlib.metrics._distances import frechet_distance, sliced_wasserstein
@@ -22,9 +23,11 @@ from genlib.metrics._transport import (
     straightness,
     wasserstein,
 )
+from genlib.metrics._two_moons import TwoMoons
 
 __all__ = [
     "GaussianMixture",
+    "TwoMoons",
     "frechet_distance",
     "mmd",
     "normalised_path_energy",

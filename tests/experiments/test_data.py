@@ -220,6 +220,52 @@ def test_synthetic_latents_have_the_shape_of_a_real_encoder() -> None:
     np.testing.assert_allclose(made.train.images.std(dtype=float), 1, rtol=1e-5)
 
 
+def test_two_moons_are_those_of_scikit_learn() -> None:
+    from sklearn.datasets import make_moons
+
+    moons = data.load("two_moons")
+    assert (moons.levels, moons.num_classes) == (0, 1)
+    assert moons.train.images.shape == (200_000, 2)
+    assert moons.test.images.shape == (20_000, 2)
+    assert moons.train.labels.shape == (200_000,)
+    theirs = make_moons(200_000, noise=0.1, random_state=0)[0]
+    np.testing.assert_allclose(moons.train.images.mean(0), theirs.mean(0), atol=0.01)
+    covariance = np.cov(moons.train.images.T)
+    np.testing.assert_allclose(covariance, np.cov(theirs.T), atol=0.01)
+
+
+def test_patches_have_the_density_of_one_gaussian_that_is_known() -> None:
+    patches = data.load("patches")
+    train, test = patches.train.images, patches.test.images
+    assert (train.shape, test.shape) == ((262_920, 63), (4240, 63))
+    assert (patches.levels, train.dtype) == (0, np.float32)
+    # The last pixel is minus the sum of the others.
+    assert np.abs(np.append(train[0], -train[0].sum())).max() <= 1
+    x = train[::9].astype(np.float64)
+    root = np.linalg.cholesky(np.cov(x.T))
+    z = np.linalg.solve(root, (test - x.mean(0)).T)
+    nats = -0.5 * (z**2).sum(0) - np.log(np.diag(root)).sum()
+    # 91.80 by another program, on other patches of the same photographs: 0.9 apart.
+    assert abs((nats - 63 / 2 * np.log(2 * np.pi)).mean() - 91.8) < 1
+
+
+def test_vectors_are_not_flipped_and_come_without_a_directory() -> None:
+    moons = data.load("two_moons")
+    with pytest.raises(ValueError, match="flip must be False for two_moons"):
+        data.batches(moons, 4, seed=0, flip=True)
+    with pytest.raises(ValueError, match="scale must be 0 for two_moons, got 2"):
+        data.load("two_moons", scale=2.0)
+    assert data.batches(moons, 4, seed=0)(0)["image"].shape == (4, 2)
+
+
+def test_the_other_split_of_the_digits_holds_out_360() -> None:
+    digits, other = data.load("digits"), data.load("digits_360")
+    check(other)
+    assert (len(other.train.labels), len(other.test.labels)) == (1437, 360)
+    joined = [np.concatenate([d.train.images, d.test.images]) for d in (digits, other)]
+    np.testing.assert_array_equal(*joined)
+
+
 def numbered(count: int) -> data.Dataset:
     labels = np.arange(count, dtype=np.int32)
     columns = np.stack([labels, labels + 0.5], 1).astype(np.float32)
