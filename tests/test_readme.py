@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from laws.registry import MIXTURE
 
-from genlib import losses, metrics, nn, noise, prediction, samplers, train
+from genlib import flows, losses, metrics, nn, noise, prediction, samplers, train
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
@@ -63,6 +63,20 @@ def test_own_solver_is_ddim(own):
     np.testing.assert_array_equal(get(own["exponential_euler"]()), get(samplers.ddim()))
 
 
+def test_exact_densities():
+    scope = {"x": metrics.TwoMoons().sample(jax.random.key(0), 64)}
+    exec(PYTHON[2], scope)
+    assert scope["log_p"].shape == (64,)
+    assert scope["samples"].shape == (1000, 2)
+    assert jnp.isfinite(scope["samples"]).all()
+    pixels = np.random.default_rng(0).integers(0, 17, (8, 8, 8, 1))
+    shapes = jax.eval_shape(scope["glow"].init, jax.random.key(0), pixels)
+    log_p = jax.eval_shape(
+        scope["glow"].log_prob, shapes, pixels, key=jax.random.key(1)
+    )
+    assert log_p.shape == (8,)
+
+
 def test_the_way_to_a_pod(tmp_path, monkeypatch):
     """On eight devices; the run that was saved goes on in the same way."""
     monkeypatch.chdir(tmp_path)
@@ -73,7 +87,7 @@ def test_the_way_to_a_pod(tmp_path, monkeypatch):
         return {"latent": latent, "label": rng.integers(0, 10, 16)}
 
     scope = {"batches": batches}
-    exec(PYTHON[2], scope)
+    exec(PYTHON[3], scope)
     state = scope["state"]
     assert int(state.step) == 4
     kernel = state.params["blocks"]["hidden"]["kernel"]
@@ -83,7 +97,7 @@ def test_the_way_to_a_pod(tmp_path, monkeypatch):
 
 
 def test_every_public_name_of_a_room_is_in_the_table_of_rooms():
-    for room in (noise, prediction, losses, samplers, metrics, nn, train):
+    for room in (noise, prediction, losses, samplers, metrics, nn, train, flows):
         name = room.__name__
         line = next(row for row in README.splitlines() if row.startswith(f"| `{name}`"))
         for word in re.findall(r"`(\w+)", line)[1:]:
