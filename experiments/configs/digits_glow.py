@@ -50,7 +50,7 @@ def get_config(mode: str = "") -> ConfigDict:
     if mode == "smoke":
         config.name = "digits_glow_smoke"
         config.batch_size = 16
-        config.model = "glow(levels=2, depth=2, width=8)"
+        config.model = "glow(levels=2, depth=1, width=4)"
         config.steps = 4
         config.warmup = 2
         config.init_batch = 64

@@ -50,7 +50,7 @@ def get_config(mode: str = "") -> ConfigDict:
         config.name = "mnist_glow_smoke"
         config.data["name"] = "synthetic_mnist"
         config.batch_size = 8
-        config.model = "glow(levels=2, depth=2, width=8)"
+        config.model = "glow(levels=2, depth=1, width=4)"
         config.init_batch = 32
         config.steps = 4
         config.warmup = 2
