@@ -96,6 +96,8 @@ def model(
     layers.append(part("model", called(config.model), nn, MODELS))
     flow = flows.chain(*layers)
     base = part("base", called(config.base), flows, BASES)
+    if config.conditional and num_classes < 2:
+        raise ValueError("conditional must be False for data of no classes, got True")
     classes = num_classes if config.conditional else 0
     return Model(flow, flows.density(flow, base), tuple(shape), classes, levels)
 

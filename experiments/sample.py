@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     add("--temperature", type=float, help="of a normalizing flow")
     add("--seed", type=int, default=0, help="of the samples")
     add("--classes", help="numbers with commas between, by default all")
-    add("--per_class", type=int, default=8, help="samples of each class")
+    add("--per_class", type=int, default=8, help="samples of each class, or a tenth")
     add("--out", help="prefix of the files, by default in the workdir")
     add("--traceback", action="store_true", help="show where an error was raised")
     return line
@@ -95,6 +95,8 @@ def draw_flow(given: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     if not model.num_classes:
         refuse(given, "classes")
     labels = class_labels(given.classes, given.per_class, model.num_classes or 10)
+    if not model.num_classes:  # ten times as many, of no class
+        labels = np.zeros_like(labels)
     temperature = 1.0 if given.temperature is None else given.temperature
     if not (math.isfinite(temperature) and temperature >= 0):
         raise ValueError(f"temperature must be 0 or positive, got {temperature}")

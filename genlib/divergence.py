@@ -124,7 +124,7 @@ def _linear(field: Field, x: Array, mode: str) -> tuple[Array, Field]:
 
 
 def _dot(a: Array, b: Array) -> Array:
-    return (a * b).reshape(a.shape[0], -1).sum(1)
+    return (a * b).sum(tuple(range(1, a.ndim)))
 
 
 def _check_mode(mode: str) -> None:

@@ -3,8 +3,8 @@
     JAX_PLATFORMS=cpu python -m experiments.benchmarks.flows
     JAX_PLATFORMS=cpu python -m experiments.benchmarks.flows --depths 8 64
 
-8 couplings, a batch of 1024, networks d/2 - 64 - 64 - out, affine or with
-rational-quadratic splines of 8 bins: the mean negative log-likelihood, and its gradient.
+8 couplings, a batch of 1024, networks d/2 - 64 - 64 - out, affine or with rational-
+quadratic splines of 8 bins: the mean negative log-likelihood, and its gradient.
 genlib is measured as a scan over its layers and with the scan unrolled. `--depths`
 compiles the gradient of genlib's scan at several depths instead, beside flowjax's at 8.
 
@@ -134,12 +134,11 @@ def compile_rows(depths: Sequence[int], repeats: int) -> list[dict[str, object]]
         print(f"skipped flowjax: {str(error).splitlines()[0]}")
     found = []
     for kind in KINDS:
-        seconds = np.array(
-            [
-                [compiled(*build(kind), x).compile for build in builders.values()]
-                for _ in range(repeats)
-            ]
-        )
+        seconds = np.empty((repeats, len(builders)))
+        for index, build in enumerate(builders.values()):
+            params, loss = build(kind)
+            for repeat in range(repeats):
+                seconds[repeat, index] = compiled(params, loss, x).compile
         found += [
             {
                 "flow": kind,

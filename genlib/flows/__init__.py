@@ -13,6 +13,7 @@ of the first stochastic layer is `dequantize`.
 | `scan_chain(layer, length)`     | equal layers under `lax.scan`                      |
 | `permutations`, `rotations`     | random constants for `scan_chain`                  |
 | `invert(bijector)`              | the two directions swapped                         |
+| `log_det_like(x, elementwise)`  | log-derivatives summed to one number per example   |
 | `density(bijector, base)`       | a `Density`: `log_prob`, `sample`, both            |
 
 | layer                           | map                               | inverse        |
@@ -60,7 +61,7 @@ of the first stochastic layer is `dequantize`.
 from genlib.flows._actnorm import actnorm, normalize
 from genlib.flows._autoregressive import autoregressive
 from genlib.flows._base import Base, normal, student_t, uniform
-from genlib.flows._bijector import Bijector, Conditioner, invert
+from genlib.flows._bijector import Bijector, Conditioner, invert, log_det_like
 from genlib.flows._causal import CausalConditioner, causal
 from genlib.flows._chain import chain, scan_chain
 from genlib.flows._continuous import VectorField, continuous
@@ -106,6 +107,7 @@ __all__ = [
     "density",
     "dequantize",
     "invert",
+    "log_det_like",
     "logistic_mixture",
     "logit",
     "masked_coupling",

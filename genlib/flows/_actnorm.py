@@ -46,7 +46,7 @@ def actnorm(*, ddof: int = 0, eps: Scalar = 1e-6) -> Bijector:
     def forward(params: Params, x: Array, cond: Any = None) -> tuple[Array, Array]:
         shift, scale = _like(params["shift"], x), jnp.exp(_like(params["log_scale"], x))
         y = ((wide(x) + shift) * scale).astype(x.dtype)
-        return y, position_log_det(x, params["log_scale"].sum())
+        return y, position_log_det(x, _like(params["log_scale"], x).sum())
 
     def inverse(params: Params, y: Array, cond: Any = None) -> tuple[Array, Array]:
         shift, scale = (
@@ -54,7 +54,7 @@ def actnorm(*, ddof: int = 0, eps: Scalar = 1e-6) -> Bijector:
             jnp.exp(-_like(params["log_scale"], y)),
         )
         x = (wide(y) * scale - shift).astype(y.dtype)
-        return x, position_log_det(y, -params["log_scale"].sum())
+        return x, position_log_det(y, -_like(params["log_scale"], y).sum())
 
     return Bijector(init, forward, inverse)
 

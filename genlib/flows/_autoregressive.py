@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from genlib.flows._bijector import (
     Bijector,
     Conditioner,
+    check_conditioner,
     check_features,
     log_det_like,
     wide,
@@ -32,7 +33,8 @@ def autoregressive(univariate: Univariate, conditioner: Conditioner) -> Bijector
 
     Args:
       univariate: the family f, such as `affine()` (MAF) or `spline()`.
-      conditioner: autoregressive in the last axis, see above; that is not checked.
+      conditioner: autoregressive in the last axis, see above. That is not checked:
+        with an `mlp_conditioner` densities are wrong without an error.
 
     Returns:
       A `Bijector` for x [B, ..., D], in the order of the last axis: put a `permute` or
@@ -54,7 +56,7 @@ def autoregressive(univariate: Univariate, conditioner: Conditioner) -> Bijector
     >>> layer.inverse({}, jnp.array([[1.0, 3.0, 5.0]]))[0]
     Array([[1., 2., 3.]], dtype=float32)
     """
-    size = univariate.size
+    conditioner, size = check_conditioner(conditioner), univariate.size
 
     def init(key: Key, x: Array, cond: Any = None) -> Any:
         dimension = check_features("x", x).shape[-1]

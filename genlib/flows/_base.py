@@ -11,6 +11,7 @@ from jax.scipy.special import gammaln
 from genlib.flows._bijector import (
     Conditioner,
     Params,
+    check_conditioner,
     log_det_like,
     no_params,
     wide,
@@ -69,6 +70,7 @@ def normal(
     check_positive("bound", bound)
     if trainable and conditioner is not None:
         raise ValueError("trainable must be False with a conditioner, which is trained")
+    conditioner = None if conditioner is None else check_conditioner(conditioner)
 
     def init(key: Key, z: Any, cond: Any = None) -> Params:
         params = {}
@@ -146,7 +148,8 @@ def uniform() -> Base:
         total = zero_log_det(z)
         for leaf in jax.tree.leaves(z):
             inside = (leaf >= 0) & (leaf <= 1)
-            total = total + log_det_like(leaf, jnp.where(inside, 0.0, -jnp.inf))
+            outside = jnp.where(jnp.isnan(leaf), jnp.nan, -jnp.inf)
+            total = total + log_det_like(leaf, jnp.where(inside, 0.0, outside))
         return total
 
     def sample(
@@ -201,7 +204,7 @@ def student_t(df: Scalar = 4.0, *, trainable: bool = False) -> Base:
         total = zero_log_det(z)
         for leaf in jax.tree.leaves(z):
             v = freedom(params, leaf.dtype)
-            tails = (v + 1) / 2 * jnp.log1p(jnp.square(wide(leaf)) / v)
+            tails = (v + 1) / 2 * _log1p_square(wide(leaf) / jnp.sqrt(v))
             constant = _half_step(v / 2) - 0.5 * jnp.log(math.pi * v)
             total = total + log_det_like(leaf, constant - tails)
         return total
@@ -215,9 +218,15 @@ def student_t(df: Scalar = 4.0, *, trainable: bool = False) -> Base:
         temperature: Scalar = 1.0,
     ) -> Any:
         check_temperature("Student-t", temperature)
-        draw = lambda key, index, leaf: jax.random.t(
-            key, freedom(params, leaf.dtype), leaf.shape, compute_dtype(leaf.dtype)
-        )
+
+        def draw(key: Key, index: int, leaf: Any) -> Array:
+            key_normal, key_gamma = jax.random.split(key)
+            v, dtype = freedom(params, leaf.dtype), compute_dtype(leaf.dtype)
+            # A gamma variable underflows where its logarithm does not.
+            log_gamma = jax.random.loggamma(key_gamma, v / 2, leaf.shape, dtype)
+            widths = jnp.exp(0.5 * (jnp.log(v / 2) - log_gamma))
+            return widths * jax.random.normal(key_normal, leaf.shape, dtype)
+
         return _draw(key, like, draw)
 
     return Base(init, log_prob, sample)
@@ -265,7 +274,15 @@ def _half_step(a: Array) -> Array:
     """Return log Gamma(a + 1/2) - log Gamma(a), of large a without cancellation."""
     large = a > 10
     b = jnp.where(large, a, 10.0)
-    terms = -1 / (8 * b) + 1 / (192 * b**3) - 1 / (640 * b**5) + 17 / (14336 * b**7)
+    r = 1 / b
+    terms = r * (-1 / 8 + r**2 * (1 / 192 + r**2 * (-1 / 640 + r**2 * 17 / 14336)))
     series = 0.5 * jnp.log(b) + terms
     small = jnp.where(large, 1.0, a)
     return jnp.where(large, series, gammaln(small + 0.5) - gammaln(small))
+
+
+def _log1p_square(x: Array) -> Array:
+    """Return log(1 + x^2) where x^2 overflows too."""
+    large = jnp.abs(x) > 1e9
+    far = 2 * jnp.log(jnp.where(large, jnp.abs(x), 1e9))
+    return jnp.where(large, far, jnp.log1p(jnp.square(jnp.where(large, 0.0, x))))

@@ -38,13 +38,20 @@ class Bijector(NamedTuple):
 
     Source: arXiv:1912.02762; of stochastic layers arXiv:2007.02731.
 
-    >>> double = Bijector(
-    ...     init=lambda key, x, cond=None: {},
-    ...     forward=lambda params, x, cond=None: (2 * x, log_det_like(x, jnp.log(2.0))),
-    ...     inverse=lambda params, y, cond=None: (y / 2, log_det_like(y, jnp.log(0.5))),
+    >>> from genlib import flows
+    >>> def move(sign):  # y = exp(s) x, trained
+    ...     def apply(params, x, cond=None):
+    ...         s = sign * params["s"][None]
+    ...         return jnp.exp(s) * x, flows.log_det_like(x, s)
+    ...     return apply
+    >>> scale = flows.Bijector(
+    ...     init=lambda key, x, cond=None: {"s": jnp.zeros(x.shape[1:])},
+    ...     forward=move(1),
+    ...     inverse=move(-1),
     ... )
-    >>> double.forward({}, jnp.ones((1, 3)))[1].item() / 3 == jnp.log(2.0).item()
-    True
+    >>> y, log_det = scale.forward({"s": jnp.ones(3)}, jnp.ones((2, 3)))
+    >>> log_det
+    Array([3., 3.], dtype=float32)
     """
 
     init: Callable[..., Params]
@@ -97,8 +104,44 @@ def invert(bijector: Bijector) -> Bijector:
     return bijector._replace(forward=bijector.inverse, inverse=bijector.forward)
 
 
+def check_bijector(name: str, layer: Any) -> Bijector:
+    """Return a layer, or say what it is instead.
+
+    Raises:
+      ValueError: if it is no `Bijector`.
+
+    >>> check_bijector("layer 0", print)
+    Traceback (most recent call last):
+    ValueError: layer 0 must be a Bijector; it is a function that returns one, or none
+    """
+    if isinstance(layer, Bijector):
+        return layer
+    what = "a function that returns one, or none"
+    raise ValueError(
+        f"{name} must be a Bijector; it is {what if callable(layer) else repr(layer)}"
+    )
+
+
+def check_conditioner(conditioner: Any) -> Conditioner:
+    """Return a conditioner, or any (init, apply) pair as one.
+
+    Raises:
+      ValueError: if it is no pair of functions.
+
+    >>> check_conditioner((print, print)).init is print
+    True
+    """
+    pair = isinstance(conditioner, tuple) and len(conditioner) == 2
+    if pair and callable(conditioner[0]) and callable(conditioner[1]):
+        return Conditioner(*conditioner)
+    raise ValueError(
+        "conditioner must be an (init, apply) pair, as nn.mlp_conditioner() makes, or "
+        f"nn.conditioner of a network; it is a {type(conditioner).__name__}"
+    )
+
+
 def log_det_like(x: Any, elementwise: Any) -> Array:
-    """Sum the log-derivatives of an elementwise map to one number per example.
+    """Sum the log-derivatives of an elementwise map: a log_det for each example.
 
     Args:
       x: the batch [B, ...].
@@ -107,7 +150,8 @@ def log_det_like(x: Any, elementwise: Any) -> Array:
     Returns:
       [B], in at least float32.
 
-    >>> log_det_like(jnp.zeros((2, 3, 4), jnp.bfloat16), 0.5)
+    >>> from genlib import flows
+    >>> flows.log_det_like(jnp.zeros((2, 3, 4), jnp.bfloat16), 0.5)
     Array([6., 6.], dtype=float32)
     """
     elementwise = jnp.asarray(elementwise, compute_dtype(x.dtype))
@@ -115,7 +159,7 @@ def log_det_like(x: Any, elementwise: Any) -> Array:
         elementwise.reshape((1,) * (x.ndim - elementwise.ndim) + elementwise.shape),
         x.shape,
     )
-    return elementwise.reshape(x.shape[0], -1).sum(1)
+    return elementwise.sum(tuple(range(1, x.ndim)))
 
 
 def zero_log_det(x: Any) -> Array:

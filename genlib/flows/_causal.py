@@ -116,13 +116,13 @@ def causal(univariate: Univariate, conditioner: CausalConditioner) -> Bijector:
             x_t, log_det = univariate.inverse(shaped, wide(y_t))
             x_t = x_t.astype(y.dtype)
             row, cache = step(params, cache, x_t, t, features, cond)
-            return (row.astype(raw.dtype), cache), (x_t, log_det.sum(-1))
+            return (row.astype(raw.dtype), cache), (x_t, log_det)
 
         first = jnp.zeros((batch, features), wide(y).dtype)
         cache = start(params, y, features, cond)
         places = (jnp.arange(length), y.swapaxes(0, 1))
         _, (x, log_det) = jax.lax.scan(body, (first, cache), places)
-        return x.swapaxes(0, 1), log_det.sum(0)
+        return x.swapaxes(0, 1), log_det_like(y, log_det.swapaxes(0, 1))
 
     return Bijector(init, forward, inverse)
 

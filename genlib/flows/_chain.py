@@ -6,7 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from genlib.flows._bijector import Bijector, Params, check_key, zero_log_det
+from genlib.flows._bijector import (
+    Bijector,
+    Params,
+    check_bijector,
+    check_key,
+    zero_log_det,
+)
 from genlib.types import Array, Key
 
 
@@ -26,7 +32,8 @@ def chain(*layers: Bijector) -> Bijector:
       A `Bijector`, stochastic if one of its layers is: each gets its own key.
 
     Raises:
-      ValueError: without layers, or without a key where one is needed.
+      ValueError: without layers, for what is no bijector, without a key where one is
+        needed, or if the contribution of a layer is not one number per example.
 
     >>> from genlib import flows
     >>> flow = chain(flows.shift_and_scale(1.0, 2.0), flows.shift_and_scale(-3.0))
@@ -35,6 +42,8 @@ def chain(*layers: Bijector) -> Bijector:
     """
     if not layers:
         raise ValueError("layers must be at least one; there is none")
+    for index, layer in enumerate(layers):
+        check_bijector(f"layer {index}", layer)
 
     def init(key: Key, x: Any, cond: Any = None) -> Params:
         params = {}
@@ -126,7 +135,8 @@ def scan_chain(
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype(leaf)), constants)
 
     def at(row: Any) -> Bijector:
-        return layer if isinstance(layer, Bijector) else layer(row)
+        here = layer if isinstance(layer, Bijector) else layer(row)
+        return check_bijector("layer", here)
 
     def init(key: Key, x: Any, cond: Any = None) -> Params:
         def body(x: Any, scanned: Any) -> tuple[Any, Params]:
@@ -172,19 +182,28 @@ def scan_chain(
 def call(
     layer: Bijector, function: Any, params: Params, x: Any, cond: Any, key: Key | None
 ) -> tuple[Any, Array]:
-    """Call one direction of a layer, with a key if it takes one.
+    """Call one direction of a layer, with a key if it takes one, and check log_det.
 
     Raises:
-      ValueError: if it takes one and there is none.
+      ValueError: if it takes one and there is none, or if its contribution is not one
+        number per example.
 
     >>> from genlib import flows
     >>> reverse = flows.reverse()
     >>> call(reverse, reverse.forward, {}, jnp.arange(2.0)[None], None, None)[0]
     Array([[1., 0.]], dtype=float32)
     """
+    extra = {}
     if layer.stochastic:
-        return function(params, x, cond, key=check_key(key, "a layer of the flow"))
-    return function(params, x, cond)
+        extra["key"] = check_key(key, "a layer of the flow")
+    y, log_det = function(params, x, cond, **extra)
+    rows = zero_log_det(x).shape
+    if jnp.shape(log_det) != rows:
+        raise ValueError(
+            f"log_det of a layer must be one number per example, {rows}; its shape is "
+            f"{jnp.shape(log_det)}"
+        )
+    return y, log_det
 
 
 def _only_what_it_takes(bijector: Bijector) -> Bijector:

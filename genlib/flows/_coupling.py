@@ -8,6 +8,7 @@ from jax.typing import ArrayLike
 from genlib.flows._bijector import (
     Bijector,
     Conditioner,
+    check_conditioner,
     check_features,
     log_det_like,
     wide,
@@ -53,7 +54,7 @@ def coupling(
     >>> layer.forward({}, jnp.array([[1.0, 2.0]]))[0]
     Array([[1., 3.]], dtype=float32)
     """
-    init_network, apply = conditioner
+    init_network, apply = check_conditioner(conditioner)
 
     def parts(x: Array) -> tuple[Array, Array]:
         dimension = check_features("x", x).shape[-1]
@@ -123,7 +124,7 @@ def masked_coupling(
     values = concrete(mask)
     if values is not None and (values.all() or not values.any()):
         raise ValueError("mask must have both values; it has one only")
-    init_network, apply = conditioner
+    init_network, apply = check_conditioner(conditioner)
 
     def seen(x: Array) -> tuple[Array, Array]:
         check_features("x", x)

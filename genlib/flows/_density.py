@@ -77,6 +77,35 @@ def density(bijector: Bijector, base: Base | None = None) -> Density:
         z, log_det = forward(params, x, cond, key)
         return base.log_prob(params.get("base", {}), z, cond) + log_det
 
+    def draw(
+        key: Key,
+        params: Params,
+        shape: Sequence[int],
+        cond: Any,
+        dtype: Any,
+        temperature: Scalar,
+    ) -> tuple[Any, Any, Array]:
+        """Return latents, the sample, and the contribution of the inverse."""
+        key_base, key_call = jax.random.split(key)
+        like = jax.eval_shape(
+            lambda: forward(params, jnp.zeros(shape, dtype), cond, key_call)[0]
+        )
+        own = params.get("base", {})
+        z = base.sample(key_base, own, like, cond, temperature=temperature)
+        own_flow = params.get("flow", {})
+        return z, *call(bijector, bijector.inverse, own_flow, z, cond, key_call)
+
+    def sample(
+        key: Key,
+        params: Params,
+        shape: Sequence[int],
+        cond: Any = None,
+        *,
+        dtype: Any = jnp.float32,
+        temperature: Scalar = 1.0,
+    ) -> Any:
+        return draw(key, params, shape, cond, dtype, temperature)[1]
+
     def sample_and_log_prob(
         key: Key,
         params: Params,
@@ -86,18 +115,8 @@ def density(bijector: Bijector, base: Base | None = None) -> Density:
         dtype: Any = jnp.float32,
         temperature: Scalar = 1.0,
     ) -> tuple[Any, Array]:
-        key_base, key_call = jax.random.split(key)
-        like = jax.eval_shape(
-            lambda: forward(params, jnp.zeros(shape, dtype), cond, key_call)[0]
-        )
+        z, x, log_det = draw(key, params, shape, cond, dtype, temperature)
         own = params.get("base", {})
-        z = base.sample(key_base, own, like, cond, temperature=temperature)
-        own_flow = params.get("flow", {})
-        x, log_det = call(bijector, bijector.inverse, own_flow, z, cond, key_call)
-        log_base = base.log_prob(own, z, cond, temperature=temperature)
-        return x, log_base - log_det
-
-    def sample(*args: Any, **kwargs: Any) -> Any:
-        return sample_and_log_prob(*args, **kwargs)[0]
+        return x, base.log_prob(own, z, cond, temperature=temperature) - log_det
 
     return Density(init, log_prob, sample, sample_and_log_prob)

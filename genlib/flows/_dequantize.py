@@ -84,7 +84,8 @@ def uniform_dequantization(
 
     Raises:
       ValueError: if `levels` is not positive, `high` not above `low`, `dtype` neither,
-        there is no key, or x is not of integers or holds others.
+        there is no key, or x is not of integers or holds others (what a compiled
+        function is given cannot be looked at: there, other integers go unnoticed).
 
     >>> layer = uniform_dequantization()
     >>> x = jnp.array([[0, 255]])
@@ -227,8 +228,10 @@ def _edge(level: Array, levels: int, low: Scalar, high: Scalar) -> Array:
 def _in_bin(level: Array, u: Array, levels: int, low: Scalar, high: Scalar) -> Array:
     """Return the place u of [0, 1] within the bin of a level."""
     start, end = (_edge(level + step, levels, low, high) for step in (0, 1))
-    # Rounding may not carry it into the next bin.
-    last = jnp.nextafter(end, start)
+    # Rounding may not carry it into the next bin; beside 0 the next float is none that
+    # all devices know.
+    unit = jnp.finfo(level.dtype).eps / 2 * jnp.maximum(jnp.abs(low), jnp.abs(high))
+    last = jnp.minimum(jnp.nextafter(end, start), (end - unit).astype(level.dtype))
     return jnp.minimum(_edge(level + u, levels, low, high), last)
 
 

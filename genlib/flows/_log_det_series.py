@@ -1,5 +1,6 @@
 """log |det (I + J)| for the Jacobian J of a contraction, three ways."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -85,7 +86,7 @@ def basis(x: Array) -> Array:
     >>> basis(jnp.ones((5, 2, 3))).shape
     (6, 5, 2, 3)
     """
-    size = x[0].size
+    size = math.prod(x.shape[1:])
     vectors = jnp.eye(size, dtype=x.dtype).reshape(size, 1, *x.shape[1:])
     return jnp.broadcast_to(vectors, (size, *x.shape))
 
@@ -116,5 +117,4 @@ def dot(a: Array, b: Array) -> Array:
     >>> dot(jnp.ones((3, 2, 4)), jnp.ones((3, 2, 4)))
     Array([12., 12.], dtype=float32)
     """
-    products = jnp.moveaxis(a * b, 1, 0)
-    return products.reshape(len(products), -1).sum(1)
+    return (a * b).sum((0, *range(2, a.ndim)))

@@ -60,7 +60,7 @@ def mixture(components: int) -> Base:
     def log_prob(
         params: Params, z: Array, cond: Any = None, *, temperature: Scalar = 1.0
     ) -> Array:
-        z = wide(_array(z)).reshape(z.shape[0], 1, -1)
+        z = wide(_array(z)).reshape(z.shape[0], 1, math.prod(z.shape[1:]))
         mean, log_scale = (
             params[name].astype(z.dtype).reshape(1, components, -1)
             for name in ("mean", "log_scale")

@@ -11,6 +11,7 @@ from genlib.flows._bijector import (
     Bijector,
     Conditioner,
     Params,
+    check_conditioner,
     check_features,
     log_det_like,
     wide,
@@ -60,19 +61,27 @@ def planar(conditioner: Conditioner | None = None) -> Bijector:
         }
 
     def direction(params: Params) -> tuple[Array, Array]:
-        """Return u' and 1 + w.u', which is positive however it is rounded."""
+        """Return u' and 1 + w.u', which is between 1e-3 and 1e3."""
         w_u = _dot(params["w"], params["u"])
-        smaller = 1 + jax.nn.softplus(-w_u)
-        return params["u"] / smaller, (1 + jax.nn.softplus(w_u)) / smaller
+        smaller = 1 + jnp.abs(w_u) / 1e3
+        w_u = w_u / smaller
+        one_minus = 1 + jax.nn.softplus(-w_u)
+        u = params["u"] / (smaller * one_minus)
+        return u, (1 + jax.nn.softplus(w_u)) / one_minus
 
-    def log_slope(tanh: Array, one_plus: Array) -> Array:
-        square = jnp.square(tanh)
-        return jnp.log(square + (1 - square) * one_plus)[..., 0]
+    def log_slope(z: Array, one_plus: Array) -> Array:
+        decay = jnp.exp(-2 * jnp.abs(z))
+        slope = 4 * decay / jnp.square(1 + decay)  # 1 - tanh^2 without cancellation
+        grows = one_plus >= 1  # each form is used where nothing cancels in it
+        more = jnp.where(grows, one_plus - 1, 0.0)
+        less = jnp.where(grows, 1.0, one_plus)
+        shrunk = jnp.log(jnp.square(jnp.tanh(z)) + slope * less)
+        return jnp.where(grows, jnp.log1p(slope * more), shrunk)[..., 0]
 
     def forward(params: Params, x: Array) -> tuple[Array, Array]:
         u, one_plus = direction(params)
-        tanh = jnp.tanh(_dot(params["w"], x) + params["b"])
-        return x + u * tanh, log_slope(tanh, one_plus)
+        z = _dot(params["w"], x) + params["b"]
+        return x + u * jnp.tanh(z), log_slope(z, one_plus)
 
     def inverse(params: Params, y: Array) -> tuple[Array, Array]:
         u, one_plus = direction(params)
@@ -83,8 +92,7 @@ def planar(conditioner: Conditioner | None = None) -> Bijector:
             w_y - jnp.abs(w_u),
             w_y + jnp.abs(w_u),
         )
-        tanh = jnp.tanh(w_x + b)
-        return y - u * tanh, -log_slope(tanh, one_plus)
+        return y - u * jnp.tanh(w_x + b), -log_slope(w_x + b, one_plus)
 
     return _vectorwise(init, forward, inverse, conditioner)
 
@@ -171,6 +179,7 @@ def _vectorwise(
       inverse: its inverse.
       conditioner: or None.
     """
+    conditioner = None if conditioner is None else check_conditioner(conditioner)
 
     def init_layer(key: Key, x: Array, cond: Any = None) -> Params:
         dimension = check_features("x", x).shape[-1]

@@ -12,6 +12,7 @@ from genlib.flows._bijector import (
     Bijector,
     Conditioner,
     Params,
+    check_conditioner,
     check_features,
     check_key,
     wide,
@@ -82,6 +83,7 @@ def residual(
     (Array([[1., 1.]], dtype=float32), Array([ True], dtype=bool))
     """
     _check(coefficient, log_det, trace, terms, keep, iterations)
+    network = check_conditioner(network)
 
     def init(key: Key, x: Array, cond: Any = None) -> Params:
         return network.init(key, x, check_features("x", x).shape[-1], cond)
@@ -176,7 +178,7 @@ def _fixed_point(
     update: Callable[[Array], Array], start: Array, iterations: int
 ) -> Array:
     """Iterate x <- update(x), each example until it moves by rounding errors only."""
-    largest = lambda x: jnp.abs(x).reshape(len(x), -1).max(1)
+    largest = lambda x: jnp.abs(x).max(tuple(range(1, x.ndim)))
     rounding = 4 * float(jnp.finfo(start.dtype).eps)
 
     def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:

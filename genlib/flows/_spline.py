@@ -64,9 +64,10 @@ def spline(
             # The bins never see what is outside, so its gradients cannot be infinite.
             inside = jnp.abs(x) < bound
             ends = [(0, 0)] * (raw.ndim - 1) + [(1, 1)]
-            slopes = jnp.pad(raw[..., 2 * bins :], ends)
+            widths, heights, slopes = jnp.split(raw, (bins, 2 * bins), -1)
+            slopes = jnp.pad(slopes, ends)
             y, log_det = function(
-                shape, raw, slopes, jnp.where(inside, x, jnp.zeros_like(x))
+                shape, widths, heights, slopes, jnp.where(inside, x, jnp.zeros_like(x))
             )
             outside = jnp.zeros_like(log_det)
             return jnp.where(inside, y, x), jnp.where(inside, log_det, outside)
@@ -120,9 +121,9 @@ def circular_spline(
     def move(function):
         def apply(raw: Array, x: Array) -> tuple[Array, Array]:
             turns = 2 * bound * jnp.floor((x + bound) / (2 * bound))
-            slopes = raw[..., 2 * bins :]
+            widths, heights, slopes = jnp.split(raw, (bins, 2 * bins), -1)
             slopes = jnp.concatenate([slopes, slopes[..., :1]], -1)
-            y, log_det = function(shape, raw, slopes, x - turns)
+            y, log_det = function(shape, widths, heights, slopes, x - turns)
             return y + turns, log_det
 
         return apply
@@ -230,20 +231,27 @@ class _Bin(NamedTuple):
 
 
 def _find(
-    shape: _Shape, raw: Array, slopes: Array, value: Array, *, inverse: bool
+    shape: _Shape,
+    widths: Array,
+    heights: Array,
+    slopes: Array,
+    value: Array,
+    *,
+    inverse: bool,
 ) -> _Bin:
     """Find the bin of x, or of y for the inverse.
 
     Args:
       shape: of the spline.
-      raw: [..., >= 2 K].
+      widths: raw, [..., K].
+      heights: raw, [..., K].
       slopes: raw slopes at all knots [..., K + 1].
       value: x or y [...].
       inverse: whether it is y.
     """
-    bins, bound, min_width, min_height, min_slope, limit = shape
-    across = _edges(raw[..., :bins], bound, min_width, limit)
-    up = _edges(raw[..., bins : 2 * bins], bound, min_height, limit)
+    _, bound, min_width, min_height, min_slope, limit = shape
+    across = _edges(widths, bound, min_width, limit)
+    up = _edges(heights, bound, min_height, limit)
     index = (up if inverse else across).find(value)
 
     def slope(at: Array) -> Array:
@@ -253,8 +261,10 @@ def _find(
     return _Bin(*across.at(index), *up.at(index), slope(index), slope(index + 1))
 
 
-def _forward(shape: _Shape, raw: Array, slopes: Array, x: Array) -> tuple[Array, Array]:
-    bin_ = _find(shape, raw, slopes, x, inverse=False)
+def _forward(
+    shape: _Shape, widths: Array, heights: Array, slopes: Array, x: Array
+) -> tuple[Array, Array]:
+    bin_ = _find(shape, widths, heights, slopes, x, inverse=False)
     t = _unit((x - bin_.x) / bin_.width)
     s, mixed = bin_.height / bin_.width, t * (1 - t)
     bottom = s + (bin_.next_slope + bin_.slope - 2 * s) * mixed
@@ -262,8 +272,10 @@ def _forward(shape: _Shape, raw: Array, slopes: Array, x: Array) -> tuple[Array,
     return y, bin_.log_slope(t)
 
 
-def _inverse(shape: _Shape, raw: Array, slopes: Array, y: Array) -> tuple[Array, Array]:
-    bin_ = _find(shape, raw, slopes, y, inverse=True)
+def _inverse(
+    shape: _Shape, widths: Array, heights: Array, slopes: Array, y: Array
+) -> tuple[Array, Array]:
+    bin_ = _find(shape, widths, heights, slopes, y, inverse=True)
     u = _unit((y - bin_.y) / bin_.height)
     s = bin_.height / bin_.width
     # (s - b) t^2 + b t = s u. Written so, the discriminant is a sum of two squares,

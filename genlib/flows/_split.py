@@ -10,6 +10,7 @@ from genlib.flows._bijector import (
     Bijector,
     Conditioner,
     Params,
+    check_conditioner,
     check_features,
     log_det_like,
     wide,
@@ -51,6 +52,7 @@ def split(
     ([[1.0, 0.0]], [[2.0, 3.0]])
     """
     univariate = affine(bound=bound)
+    prior = None if prior is None else check_conditioner(prior)
 
     def halves(x: Array) -> tuple[Array, Array]:
         channels = check_features("x", x).shape[-1]

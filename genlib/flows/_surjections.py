@@ -39,7 +39,7 @@ def slicing(count: int, decoder: Base | Density) -> Bijector:
     """
     if count < 1:
         raise ValueError(f"count must be positive; it is {count}")
-    base = _as_base(decoder)
+    log_prob, draw = _functions(decoder)
 
     def parts(x: Array) -> tuple[Array, Array]:
         if check_features("x", x).shape[-1] <= count:
@@ -51,21 +51,21 @@ def slicing(count: int, decoder: Base | Density) -> Bijector:
 
     def init(key: Key, x: Array, cond: Any = None) -> Params:
         a, b = parts(x)
-        return base.init(key, b, a)
+        return decoder.init(key, b, a)
 
     def forward(
         params: Params, x: Array, cond: Any = None, key: Key | None = None
     ) -> tuple[Array, Array]:
         a, b = parts(x)
-        return a, base.log_prob(params, b, a)
+        return a, log_prob(params, b, a, key)
 
     def inverse(
         params: Params, y: Array, cond: Any = None, key: Key | None = None
     ) -> tuple[Array, Array]:
         key = check_key(key, "a layer that adds variables")
         like = jax.ShapeDtypeStruct((*y.shape[:-1], count), y.dtype)
-        b = base.sample(key, params, like, y)
-        return jnp.concatenate([y, b], -1), -base.log_prob(params, b, y)
+        b, log_p = draw(key, params, like, y)
+        return jnp.concatenate([y, b], -1), -log_p
 
     return Bijector(init, forward, inverse, stochastic=True)
 
@@ -101,19 +101,27 @@ def augment(count: int, noise: Base | Density) -> Bijector:
     def init(key: Key, x: Array, cond: Any = None) -> Params:
         key_init, key_noise = jax.random.split(key)
         u = jax.random.normal(key_noise, (*x.shape[:-1], count), x.dtype)
-        return _as_base(noise).init(key_init, u, check_features("x", x))
+        return noise.init(key_init, u, check_features("x", x))
 
     return Bijector(init, add, drop, stochastic=True)
 
 
-def _as_base(distribution: Base | Density) -> Base:
+def _functions(distribution: Base | Density) -> tuple[Any, Any]:
+    """Return its log-density, and a draw with the log-density of what is drawn."""
     if isinstance(distribution, Base):
-        return distribution
-    init, log_prob, sample, _ = distribution
-    return Base(
-        init,
-        log_prob,
-        lambda key, params, like, cond=None: sample(
-            key, params, like.shape, cond, dtype=like.dtype
-        ),
-    )
+
+        def log_prob(params: Params, b: Array, a: Array, key: Key | None) -> Array:
+            return distribution.log_prob(params, b, a)
+
+        def draw(key: Key, params: Params, like: Any, a: Array) -> tuple[Any, Array]:
+            b = distribution.sample(key, params, like, a)
+            return b, distribution.log_prob(params, b, a)
+
+        return log_prob, draw
+
+    def draw_flow(key: Key, params: Params, like: Any, a: Array) -> tuple[Any, Array]:
+        return distribution.sample_and_log_prob(
+            key, params, like.shape, a, dtype=like.dtype
+        )
+
+    return distribution.log_prob, draw_flow

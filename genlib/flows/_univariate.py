@@ -52,8 +52,8 @@ def affine(scale: str = "tanh", *, bound: Scalar = 2.0) -> Univariate:
     The scale is bounded, as an unbounded exponential is the way to overflow:
 
     - "tanh": s = bound tanh(a / bound), so |s| < bound, and s = 0 at a = 0;
-    - "sigmoid": exp(s) = sigmoid(a + bound) < 1, Glow's (arXiv:1807.03039, its code
-      has bound 2). Not the identity at a = 0.
+    - "sigmoid": exp(s) = .001 + .999 sigmoid(a + bound) < 1, Glow's but for the floor
+      (arXiv:1807.03039, its code has bound 2). Not the identity at a = 0.
 
     Args:
       scale: "tanh" or "sigmoid".
@@ -76,7 +76,7 @@ def affine(scale: str = "tanh", *, bound: Scalar = 2.0) -> Univariate:
     def log_scale(raw: Array) -> Array:
         if scale == "tanh":
             return bound * jnp.tanh(raw[..., 1] / bound)
-        return jax.nn.log_sigmoid(raw[..., 1] + bound)
+        return jnp.log(1e-3 + 0.999 * jax.nn.sigmoid(raw[..., 1] + bound))
 
     def forward(raw: Array, x: Array) -> tuple[Array, Array]:
         s = log_scale(raw)

@@ -82,7 +82,7 @@ def causal_transformer_conditioner(
 
     def start(params: Any, x: Array, features: int, cond: Any = None) -> Cache:
         shape = (depth, x.shape[0], num_heads, x.shape[1], width // num_heads)
-        own = jnp.promote_types(x.dtype, param_dtype) if dtype is None else dtype
+        own = jnp.result_type(x, *jax.tree.leaves(params)) if dtype is None else dtype
         return jnp.zeros(shape, own), jnp.zeros(shape, own)
 
     def step(

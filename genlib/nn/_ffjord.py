@@ -47,21 +47,34 @@ def vector_field(
     """
 
     @functools.cache
-    def network(shape: tuple[int, ...], cond_features: int) -> tuple[Any, Any]:
+    def network(shape: tuple[int, ...], cond_features: int) -> tuple[Any, Any, Any]:
         # A call may be the first inside a trace; what is kept must not belong to it.
         with jax.ensure_compile_time_eval():
-            return lazy(lambda rngs: make(shape, cond_features, rngs))
+            init, apply = lazy(lambda rngs: make(shape, cond_features, rngs))
+            like = jax.eval_shape(init, jax.random.key(0))
+        return init, apply, jax.tree.map(jnp.shape, like)
 
     def sizes(x: Array, cond: Any) -> tuple[tuple[int, ...], int]:
         if cond is not None and cond.ndim not in (1, 2):
             raise ValueError(f"cond must be [B] or [B, K]; its shape is {cond.shape}")
+        if cond is not None and len(cond) != len(x):
+            raise ValueError(
+                f"cond must have {len(x)} rows, as x has; its shape is {cond.shape}"
+            )
         return x.shape[1:], 0 if cond is None or cond.ndim == 1 else cond.shape[1]
 
     def init(key: Key, x: Array, cond: Any = None) -> Any:
         return network(*sizes(x, cond))[0](key)
 
     def apply(params: Any, x: Array, t: Array, cond: Any = None) -> Array:
-        return network(*sizes(x, cond))[1](params, x, t, cond)
+        _, call, shapes = network(*sizes(x, cond))
+        if jax.tree.map(jnp.shape, params) != shapes:
+            raise ValueError(
+                f"params must be those of a field for x {x.shape} and cond "
+                f"{None if cond is None else cond.shape}: {shapes}; their shapes are "
+                f"{jax.tree.map(jnp.shape, params)}"
+            )
+        return call(params, x, t, cond)
 
     return flows.VectorField(init, apply)
 
@@ -141,6 +154,8 @@ class _Field(nnx.Module):
     def __call__(self, x: Array, t: Array, cond: Array | None = None) -> Array:
         context = jnp.full((len(x), 1), t, x.dtype)
         if cond is not None:
+            if cond.ndim != 2:
+                raise ValueError(f"cond must be [B, K]; its shape is {cond.shape}")
             context = jnp.concatenate([context, cond.astype(x.dtype)], 1)
         h = x.reshape(len(x), -1)
         for layer in self.layers:
