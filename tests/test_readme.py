@@ -64,17 +64,26 @@ def test_own_solver_is_ddim(own):
 
 
 def test_exact_densities():
-    scope = {"x": metrics.TwoMoons().sample(jax.random.key(0), 64)}
+    x = metrics.TwoMoons().sample(jax.random.key(0), 64)
+    images = np.random.default_rng(0).integers(0, 17, (32, 8, 8, 1))
+    scope = {"x": x, "labels": np.arange(64) % 2, "images": images}
     exec(PYTHON[2], scope)
-    assert scope["log_p"].shape == (64,)
     assert scope["samples"].shape == (1000, 2)
     assert jnp.isfinite(scope["samples"]).all()
-    pixels = np.random.default_rng(0).integers(0, 17, (8, 8, 8, 1))
-    shapes = jax.eval_shape(scope["glow"].init, jax.random.key(0), pixels)
-    log_p = jax.eval_shape(
-        scope["glow"].log_prob, shapes, pixels, key=jax.random.key(1)
-    )
-    assert log_p.shape == (8,)
+    assert scope["log_p"].shape == (32,)
+    assert scope["digits"].dtype == jnp.int32
+    assert scope["digits"].shape == (16, 8, 8, 1)
+
+
+def test_own_layer_passes_the_law(key):
+    x = jax.random.normal(key, (5, 3))
+    scope = {"jax": jax, "jnp": jnp, "x": x}
+    scope["params"] = {"0": {"s": jnp.float32(-1.0)}, "2": {"s": jnp.float32(0.5)}}
+    rng = np.random.default_rng(0)
+    scope["params"]["1"] = {"lu": jnp.asarray(rng.normal(size=(3, 3)), jnp.float32)}
+    exec(PYTHON[3], scope)
+    assert jnp.abs(scope["error"]).max() < 1e-5
+    assert jnp.abs(scope["flow"].forward(scope["params"], x)[1]).min() > 0.1
 
 
 def test_the_way_to_a_pod(tmp_path, monkeypatch):
@@ -87,7 +96,7 @@ def test_the_way_to_a_pod(tmp_path, monkeypatch):
         return {"latent": latent, "label": rng.integers(0, 10, 16)}
 
     scope = {"batches": batches}
-    exec(PYTHON[3], scope)
+    exec(PYTHON[4], scope)
     state = scope["state"]
     assert int(state.step) == 4
     kernel = state.params["blocks"]["hidden"]["kernel"]
