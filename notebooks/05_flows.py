@@ -90,7 +90,11 @@ grid = jnp.asarray(np.stack(np.meshgrid(*side), -1), jnp.float32)
 points = grid.reshape(-1, 2)
 exact = jnp.exp(moons.log_density(points)).reshape(grid.shape[:2])
 learned = jnp.exp(jax.jit(model.log_prob)(trained, points)).reshape(grid.shape[:2])
-samples = model.sample(jax.random.key(5), trained, (2000, 2))
+draw = jax.jit(model.sample, static_argnums=2)
+samples = draw(jax.random.key(5), trained, (2000, 2))
+lines = np.stack(np.meshgrid(np.linspace(-2.4, 2.4, 17), np.linspace(-3, 3, 300)), -1)
+lattice = np.stack([lines, lines[..., ::-1]]).astype(np.float32)
+curves, _ = jax.jit(flow.inverse)(trained["flow"], lattice.reshape(-1, 2))
 
 figure, axes = plt.subplots(1, 4, figsize=(11, 2.4))
 for axis, density, title in zip(
@@ -100,12 +104,8 @@ for axis, density, title in zip(
     axis.set_title(title)
 axes[2].scatter(*samples.T, s=1, c=BLUE, alpha=0.6)
 axes[2].set(xlim=(-2, 3), ylim=(-1.5, 2), title="its samples")
-for index in (0, 1):  # lines of the latent space, seen in the data
-    for value in np.linspace(-2.4, 2.4, 17):
-        line = np.linspace(-3, 3, 300)
-        z = np.stack([np.full(300, value), line], 1)[:, :: 1 if index else -1]
-        curve, _ = flow.inverse(trained["flow"], jnp.asarray(z, jnp.float32))
-        axes[3].plot(*curve.T, color=(RED, GREEN)[index], lw=0.6)
+for family, colour in zip(curves.reshape(lattice.shape), (GREEN, RED), strict=True):
+    axes[3].plot(*np.moveaxis(family, 2, 0), color=colour, lw=0.6)
 axes[3].set(xlim=(-2, 3), ylim=(-1.5, 2), title="a square lattice of the latents")
 for axis in axes:
     axis.set(xticks=[], yticks=[], aspect="equal")
@@ -195,7 +195,7 @@ for (name, values), colour in zip(seconds.items(), (BLUE, GREEN, RED), strict=Tr
     axis.loglog(dimensions, 1e3 * np.array(values), ".-", color=colour, label=name)
 axis.set(xlabel="variables", ylabel="ms for 256 examples")
 axis.set_xticks(dimensions, labels=dimensions)
-axis.minorticks_off()
+axis.tick_params("x", which="minor", length=0, labelbottom=False)
 axis.legend()
 
 # %% [markdown]
@@ -209,12 +209,12 @@ axis.legend()
 
 # %%
 digits = load_digits()
-order = np.random.default_rng(0).permutation(len(digits.target))
-images = digits.images.astype(np.int32)[order, ..., None]
-classes = np.eye(10, dtype=np.float32)[digits.target[order]]
+shuffled = np.random.default_rng(0).permutation(len(digits.target))
+images = digits.images.astype(np.int32)[shuffled, ..., None]
+classes = np.eye(10, dtype=np.float32)[digits.target[shuffled]]
 flow = flows.chain(
     flows.uniform_dequantization(levels=17, low=-0.5, high=0.5),
-    nn.glow(levels=2, depth=6, width=64),
+    nn.glow(levels=2, depth=4, width=64),
 )
 glow = flows.density(flow)
 
@@ -225,7 +225,7 @@ def glow_loss(params, rows, key):
     return loss.sum(), loss.size, {}
 
 
-GLOW_STEPS = 400
+GLOW_STEPS = 350
 tx = optax.adam(optax.warmup_cosine_decay_schedule(0.0, 2e-3, 20, GLOW_STEPS))
 step = train.make_step(glow_loss, tx, ema=0.98, clip_norm=100.0)
 params = jax.jit(glow.init)(jax.random.key(9), images[:256], classes[:256])
@@ -259,20 +259,18 @@ def mosaic(axis, rows, title):
 
 
 cond = np.eye(10, dtype=np.float32).repeat(8, 0)
-for axis, temperature in zip(axes, (0.5, 0.75, 1.0), strict=False):
-    drawn = glow.sample(
-        jax.random.key(12),
-        trained,
-        (80, 8, 8, 1),
-        cond,
-        dtype=jnp.int32,
-        temperature=temperature,
+draw = jax.jit(
+    lambda key, temperature: glow.sample(
+        key, trained, (80, 8, 8, 1), cond, dtype=jnp.int32, temperature=temperature
     )
+)
+for axis, temperature in zip(axes, (0.5, 0.75, 1.0), strict=False):
+    drawn = draw(jax.random.key(12), temperature)
     mosaic(axis, drawn.reshape(10, 8, 8, 8, 1), f"temperature {temperature}")
 
 held_out = 1437 + np.array([np.flatnonzero(row)[:2] for row in classes[1437:].T])
 pairs, own = images[held_out.T.ravel()], classes[held_out.T.ravel()]
-z, _ = flow.forward(trained["flow"], pairs, own, key=key)
+z, _ = jax.jit(flow.forward)(trained["flow"], pairs, own, key=key)
 between = [
     jax.tree.map(lambda z, w=w: (1 - w) * z[:10] + w * z[10:], z)
     for w in np.linspace(0, 1, 8)
