@@ -81,30 +81,22 @@ def density(bijector: Bijector, base: Base | None = None) -> Density:
         key: Key,
         params: Params,
         shape: Sequence[int],
-        cond: Any,
-        dtype: Any,
-        temperature: Scalar,
+        cond: Any = None,
+        *,
+        dtype: Any = jnp.float32,
+        temperature: Scalar = 1.0,
     ) -> tuple[Any, Any, Array]:
         """Return latents, the sample, and the contribution of the inverse."""
         key_base, key_call = jax.random.split(key)
         like = jax.eval_shape(
             lambda: forward(params, jnp.zeros(shape, dtype), cond, key_call)[0]
         )
-        own = params.get("base", {})
+        own, own_flow = params.get("base", {}), params.get("flow", {})
         z = base.sample(key_base, own, like, cond, temperature=temperature)
-        own_flow = params.get("flow", {})
         return z, *call(bijector, bijector.inverse, own_flow, z, cond, key_call)
 
-    def sample(
-        key: Key,
-        params: Params,
-        shape: Sequence[int],
-        cond: Any = None,
-        *,
-        dtype: Any = jnp.float32,
-        temperature: Scalar = 1.0,
-    ) -> Any:
-        return draw(key, params, shape, cond, dtype, temperature)[1]
+    def sample(*args: Any, **settings: Any) -> Any:
+        return draw(*args, **settings)[1]
 
     def sample_and_log_prob(
         key: Key,
@@ -112,10 +104,11 @@ def density(bijector: Bijector, base: Base | None = None) -> Density:
         shape: Sequence[int],
         cond: Any = None,
         *,
-        dtype: Any = jnp.float32,
         temperature: Scalar = 1.0,
+        **settings: Any,
     ) -> tuple[Any, Array]:
-        z, x, log_det = draw(key, params, shape, cond, dtype, temperature)
+        settings["temperature"] = temperature
+        z, x, log_det = draw(key, params, shape, cond, **settings)
         own = params.get("base", {})
         return x, base.log_prob(own, z, cond, temperature=temperature) - log_det
 
