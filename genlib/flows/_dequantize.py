@@ -228,7 +228,7 @@ def _edge(level: Array, levels: int, low: Scalar, high: Scalar) -> Array:
 def _in_bin(level: Array, u: Array, levels: int, low: Scalar, high: Scalar) -> Array:
     """Return the place u of [0, 1] within the bin of a level."""
     start, end = (_edge(level + step, levels, low, high) for step in (0, 1))
-    # Rounding may not carry it into the next bin, nor that of a user who takes `low` off
+    # Rounding may not carry it into the next bin, nor that of users who take `low` off
     # again; beside 0 the next float is none that all devices know.
     unit = jnp.finfo(level.dtype).eps * jnp.maximum(jnp.abs(low), jnp.abs(high))
     last = jnp.minimum(jnp.nextafter(end, start), (end - unit).astype(level.dtype))
