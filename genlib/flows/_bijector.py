@@ -202,11 +202,43 @@ def check_features(name: str, x: Any, ndim: int = 2) -> Array:
     """
     x = jnp.asarray(x) if not hasattr(x, "dtype") else x
     if x.ndim < ndim or not jnp.issubdtype(x.dtype, jnp.floating):
+        integers = jnp.issubdtype(x.dtype, jnp.integer)
         raise ValueError(
             f"{name} must be a floating batch with at least {ndim} axes; "
             f"it is {x.dtype} {x.shape}"
+            + integers
+            * " (flows.uniform_dequantization is for integers)"
         )
     return x
+
+
+def beside(x: Array, cond: Any) -> Array:
+    """Put conditioning beside what a network sees of the data, on the last axis.
+
+    Args:
+      x: [B, ..., C].
+      cond: None, or [B, K] or [B, ..., K], which goes to every place alike.
+
+    Returns:
+      [B, ..., C + K], or `x` itself.
+
+    Raises:
+      ValueError: if `cond` does not fit to x.
+
+    >>> beside(jnp.zeros((2, 4, 4, 3)), jnp.ones((2, 5))).shape
+    (2, 4, 4, 8)
+    """
+    if cond is None:
+        return x
+    if not 2 <= cond.ndim <= x.ndim or cond.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"cond must be [B, K] or [B, ..., K] beside x {x.shape}; its shape is "
+            f"{cond.shape}"
+        )
+    middle = (1,) * (x.ndim - cond.ndim)
+    cond = cond.reshape(cond.shape[0], *middle, *cond.shape[1:])
+    cond = jnp.broadcast_to(cond, (*x.shape[:-1], cond.shape[-1]))
+    return jnp.concatenate([x, cond.astype(x.dtype)], -1)
 
 
 def check_key(key: Key | None, what: str) -> Key:

@@ -8,7 +8,7 @@ import numpy as np
 
 from genlib.flows._actnorm import position_log_det
 from genlib.flows._base import normal
-from genlib.flows._bijector import Bijector, Params, check_key, no_params
+from genlib.flows._bijector import Bijector, Params, beside, check_key, no_params
 from genlib.flows._chain import call, chain
 from genlib.flows._pointwise import sigmoid
 from genlib.types import Array, Key, Scalar, check_positive, concrete
@@ -127,7 +127,7 @@ def variational_dequantization(
     with the contribution D log w - log q(u | x): the bound of
     `uniform_dequantization` made tight by training. `flow.forward` carries noise to the
     logits of u, in the shape of x, and its `cond` is x scaled to [-1, 1], so that its
-    conditioners see the image; the `cond` of the layer itself is not used.
+    conditioners see the image, with the `cond` of the layer beside it.
 
     The inverse reads u off the digits that y has below the level. In float32 with 256
     levels these are 16 bits of 24, so its contribution has the error of that rounding.
@@ -157,13 +157,13 @@ def variational_dequantization(
     flow = chain(flow, sigmoid())
     base = normal()
 
-    def seen(level: Array) -> Array:
-        return 2 * level.astype(dtype) / max(levels - 1, 1) - 1
+    def seen(level: Array, cond: Any) -> Array:
+        return beside(2 * level.astype(dtype) / max(levels - 1, 1) - 1, cond)
 
     def init(key: Key, x: Array, cond: Any = None) -> Params:
         key_flow, key_noise = jax.random.split(key)
         noise = jax.random.normal(key_noise, x.shape, dtype)
-        return flow.init(key_flow, noise, seen(x))
+        return flow.init(key_flow, noise, seen(x, cond))
 
     def forward(
         params: Params, x: Array, cond: Any = None, key: Key | None = None
@@ -172,7 +172,7 @@ def variational_dequantization(
         _check(x, levels, dtype)
         key_noise, key_flow = jax.random.split(check_key(key, "dequantisation"))
         noise = jax.random.normal(key_noise, x.shape, dtype)
-        u, log_det = call(flow, flow.forward, params, noise, seen(x), key_flow)
+        u, log_det = call(flow, flow.forward, params, noise, seen(x, cond), key_flow)
         log_q = base.log_prob({}, noise) - log_det
         y = _in_bin(x.astype(u.dtype), u, levels, low, high)
         return y, position_log_det(y[..., None], log_width) - log_q
@@ -183,7 +183,9 @@ def variational_dequantization(
         level = _level(y, levels, low, high)
         u = _fraction(y, level, levels, low, high)
         key_flow = None if key is None else jax.random.split(key)[1]
-        noise, log_det = call(flow, flow.inverse, params, u, seen(level), key_flow)
+        noise, log_det = call(
+            flow, flow.inverse, params, u, seen(level, cond), key_flow
+        )
         log_q = base.log_prob({}, noise) + log_det
         x = level.astype(jnp.int32)
         return x, log_q - position_log_det(y[..., None], log_width)
@@ -208,7 +210,10 @@ def _check_dtype(dtype: Any) -> None:
 def _check(x: Array, levels: int, dtype: Any) -> None:
     """Refuse what are not integers in [0, levels), and dtypes that lose bins."""
     if not jnp.issubdtype(x.dtype, jnp.integer):
-        raise ValueError(f"x must hold integers; its dtype is {x.dtype}")
+        raise ValueError(
+            f"x must hold integers; its dtype is {x.dtype} (a flow of integers is "
+            "sampled with dtype=jnp.int32)"
+        )
     _check_dtype(dtype)
     values = concrete(x)
     if values is not None:

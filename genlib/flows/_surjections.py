@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from genlib.flows._base import Base
-from genlib.flows._bijector import Bijector, Params, check_features, check_key
+from genlib.flows._bijector import (
+    Bijector,
+    Params,
+    beside,
+    check_features,
+    check_key,
+)
 from genlib.flows._density import Density
 from genlib.types import Array, Key
 
@@ -22,7 +28,7 @@ def slicing(count: int, decoder: Base | Density) -> Bijector:
     Args:
       count: how many of the last axis are dropped, its last ones.
       decoder: p(b | a), a base or a density that takes a as its `cond`, for example
-        `normal(conditioner=...)`. The `cond` of the layer itself is not used.
+        `normal(conditioner=...)`, with the `cond` of the layer beside it.
 
     Returns:
       A stochastic `Bijector` for x [B, ..., D] with the parameters of `decoder`.
@@ -51,20 +57,20 @@ def slicing(count: int, decoder: Base | Density) -> Bijector:
 
     def init(key: Key, x: Array, cond: Any = None) -> Params:
         a, b = parts(x)
-        return decoder.init(key, b, a)
+        return decoder.init(key, b, beside(a, cond))
 
     def forward(
         params: Params, x: Array, cond: Any = None, key: Key | None = None
     ) -> tuple[Array, Array]:
         a, b = parts(x)
-        return a, log_prob(params, b, a, key)
+        return a, log_prob(params, b, beside(a, cond), key)
 
     def inverse(
         params: Params, y: Array, cond: Any = None, key: Key | None = None
     ) -> tuple[Array, Array]:
         key = check_key(key, "a layer that adds variables")
         like = jax.ShapeDtypeStruct((*y.shape[:-1], count), y.dtype)
-        b, log_p = draw(key, params, like, y)
+        b, log_p = draw(key, params, like, beside(y, cond))
         return jnp.concatenate([y, b], -1), -log_p
 
     return Bijector(init, forward, inverse, stochastic=True)
@@ -81,8 +87,8 @@ def augment(count: int, noise: Base | Density) -> Bijector:
 
     Args:
       count: how many are added at the end of the last axis.
-      noise: q(u | x), a base or a density that takes x as its `cond`. The `cond` of the
-        layer itself is not used.
+      noise: q(u | x), a base or a density that takes x as its `cond`, with the `cond`
+        of the layer beside it.
 
     Returns:
       A stochastic `Bijector` for x [B, ..., D] with the parameters of `noise`.
@@ -101,7 +107,7 @@ def augment(count: int, noise: Base | Density) -> Bijector:
     def init(key: Key, x: Array, cond: Any = None) -> Params:
         key_init, key_noise = jax.random.split(key)
         u = jax.random.normal(key_noise, (*x.shape[:-1], count), x.dtype)
-        return noise.init(key_init, u, check_features("x", x))
+        return noise.init(key_init, u, beside(check_features("x", x), cond))
 
     return Bijector(init, add, drop, stochastic=True)
 

@@ -38,14 +38,15 @@ def conditioner(make: Callable[[int, int, int, nnx.Rngs], nnx.Module]) -> Condit
             `module(x, cond)` takes x `[B, ..., in_features]` and cond
             `[B, ..., cond_features]`, or None where `cond_features` is 0, and returns
             `[B, ..., features]`: zeros at the start, if a new layer of a flow is to be
-            the identity.
+            the identity. `MLP`, `UNet` and `DiT` take a time and do not fit.
 
     Returns:
         A `flows.Conditioner`.
 
     Raises:
-        ValueError: when called, if `cond` is not a floating batch with as many rows as
-            x, or the parameters were made for other sizes of x or cond.
+        ValueError: if `make` is a module; when called, if `cond` is not a floating
+            batch with as many rows as x, or the parameters were made for other sizes of
+            x or cond.
 
     Source: arXiv:1605.08803 (networks that decide how a coupling moves).
 
@@ -60,6 +61,9 @@ def conditioner(make: Callable[[int, int, int, nnx.Rngs], nnx.Module]) -> Condit
     >>> network.apply(params, jnp.ones((2, 3)), 8).shape
     (2, 8)
     """
+
+    if isinstance(make, nnx.Module):
+        raise ValueError("make must be a function or a class of modules; it is one")
 
     @functools.cache
     def network(inputs: int, outputs: int, cond: int) -> tuple[Any, Any, Any]:

@@ -155,6 +155,26 @@ def test_what_is_no_layer_or_network_is_refused(make, message):
         make()
 
 
+def test_what_is_dropped_and_added_may_depend_on_the_condition(key):
+    base = flows.normal(conditioner=DENSE)
+    x, cond = jax.random.normal(key, (4, 3)), jnp.eye(4)
+    for layer in (flows.slicing(1, base), flows.augment(2, base)):
+        params = layer.init(key, x, cond)
+        y, log_det = layer.forward(params, x, cond, key=key)
+        other = layer.forward(params, x, cond[::-1], key=key)
+        assert (log_det != other[1]).all()
+        if y.shape[1] > 3:
+            np.testing.assert_allclose(layer.inverse(params, y, cond)[1], -log_det)
+    own = flows.scan_chain(flows.coupling(flows.affine(), DENSE), 2)
+    layer = flows.variational_dequantization(own, levels=4)
+    levels = jnp.array([[0, 3, 1, 2]] * 4)
+    params = layer.init(key, levels, cond)
+    y, log_det = layer.forward(params, levels, cond, key=key)
+    np.testing.assert_array_equal(layer.inverse(params, y, cond)[0], levels)
+    np.testing.assert_allclose(layer.inverse(params, y, cond)[1], -log_det, atol=1e-3)
+    assert (log_det != layer.forward(params, levels, cond[::-1], key=key)[1]).all()
+
+
 def test_conditioning_of_another_shape_is_refused(key):
     flow, x = nn.ffjord(4, 1, steps=2), jnp.ones((3, 2))
     params = jax.eval_shape(flow.init, key, x, jnp.ones((3, 2)))
