@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from genlib.types import Array, Key
+from genlib.types import Array, Key, check_typed_key, example_keys
 
 __all__ = ["Divergence", "exact_trace", "hutchinson"]
 
@@ -93,21 +93,10 @@ def hutchinson(
     draws = {"rademacher": jax.random.rademacher, "gaussian": jax.random.normal}
     if probe not in draws:
         raise ValueError(f"probe must be one of {[*draws]}; it is {probe!r}")
-    if not isinstance(key, jax.Array) or not jnp.issubdtype(
-        key.dtype, jax.dtypes.prng_key
-    ):
-        raise ValueError("key must be a typed key from jax.random.key")
+    check_typed_key(key)
 
     def divergence(field: Field, x: Array) -> tuple[Array, Array]:
-        keys = key
-        if not keys.ndim:  # an estimate does not change with the batch around it
-            fold_in = jax.vmap(jax.random.fold_in, (None, 0))
-            keys = fold_in(keys, jnp.arange(x.shape[0]))
-        if keys.shape != x.shape[:1]:
-            raise ValueError(
-                f"key must be one key or one for each of {x.shape[0]} examples; "
-                f"its shape is {keys.shape}"
-            )
+        keys = example_keys(key, x)
         v = jax.vmap(lambda k: draws[probe](k, x.shape[1:], x.dtype))(keys)
         value, push = _linear(field, x, mode)
         return value, _dot(v, push(v))

@@ -22,8 +22,10 @@ __all__ = [
     "StatefulDenoiser",
     "check_positive",
     "check_start",
+    "check_typed_key",
     "compute_dtype",
     "concrete",
+    "example_keys",
     "expand_like",
     "float_array",
     "is_concrete",
@@ -155,6 +157,46 @@ def concrete(x: Any) -> np.ndarray | None:
         return np.asarray(x)
     except jax.errors.TracerArrayConversionError:
         return None
+
+
+def check_typed_key(key: Any) -> None:
+    """Raise a ValueError unless `key` is a typed key, or an array of them.
+
+    >>> check_typed_key(0)
+    Traceback (most recent call last):
+    ValueError: key must be a typed key from jax.random.key
+    """
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(
+        key.dtype, jax.dtypes.prng_key
+    ):
+        raise ValueError("key must be a typed key from jax.random.key")
+
+
+def example_keys(key: Any, x: Array) -> Key:
+    """Return one key for each example, which does not change with the batch around it.
+
+    Args:
+      key: one typed key, or one for each example [B].
+      x: the batch [B, ...].
+
+    Returns:
+      Keys [B].
+
+    Raises:
+      ValueError: if `key` is neither.
+
+    >>> example_keys(jax.random.key(0), jnp.ones((5, 2))).shape
+    (5,)
+    """
+    check_typed_key(key)
+    if not key.ndim:
+        key = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(x.shape[0]))
+    if key.shape != x.shape[:1]:
+        raise ValueError(
+            f"key must be one key or one for each of {x.shape[0]} examples; "
+            f"its shape is {key.shape}"
+        )
+    return key
 
 
 def safe_sqrt(x: Array) -> Array:

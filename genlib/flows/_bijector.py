@@ -104,6 +104,23 @@ def invert(bijector: Bijector) -> Bijector:
     return bijector._replace(forward=bijector.inverse, inverse=bijector.forward)
 
 
+def with_its_arguments(bijector: Bijector) -> Bijector:
+    """Take the argument `key` away from a layer that is not stochastic.
+
+    >>> move = lambda params, x, cond=None, key=None: (x, zero_log_det(x))
+    >>> layer = with_its_arguments(Bijector(no_params, move, move))
+    >>> layer.forward({}, jnp.ones((1, 2)))[0]
+    Array([[1., 1.]], dtype=float32)
+    """
+    if bijector.stochastic:
+        return bijector
+    _, forward, inverse, _ = bijector
+    return bijector._replace(
+        forward=lambda params, x, cond=None: forward(params, x, cond),
+        inverse=lambda params, y, cond=None: inverse(params, y, cond),
+    )
+
+
 def check_bijector(name: str, layer: Any) -> Bijector:
     """Return a layer, or say what it is instead.
 

@@ -11,6 +11,7 @@ from genlib.flows._bijector import (
     Params,
     check_bijector,
     check_key,
+    with_its_arguments,
     zero_log_det,
 )
 from genlib.types import Array, Key
@@ -73,7 +74,7 @@ def chain(*layers: Bijector) -> Bijector:
         return apply
 
     order = list(range(len(layers)))
-    return _only_what_it_takes(
+    return with_its_arguments(
         Bijector(
             init,
             run(order, inverse=False),
@@ -174,7 +175,7 @@ def scan_chain(
         return apply
 
     first = jax.tree.map(lambda leaf: leaf[0], constants)
-    return _only_what_it_takes(
+    return with_its_arguments(
         Bijector(init, run(inverse=False), run(inverse=True), at(first).stochastic)
     )
 
@@ -204,14 +205,3 @@ def call(
             f"{jnp.shape(log_det)}"
         )
     return y, log_det
-
-
-def _only_what_it_takes(bijector: Bijector) -> Bijector:
-    """Take the `key` argument away from a bijector that does not use it."""
-    if bijector.stochastic:
-        return bijector
-    _, forward, inverse, _ = bijector
-    return bijector._replace(
-        forward=lambda params, x, cond=None: forward(params, x, cond),
-        inverse=lambda params, y, cond=None: inverse(params, y, cond),
-    )

@@ -14,6 +14,7 @@ from genlib.flows._bijector import (
     check_features,
     check_key,
     wide,
+    with_its_arguments,
     zero_log_det,
 )
 from genlib.types import Array, Key, Scalar, check_positive
@@ -135,16 +136,10 @@ def continuous(
             y, log_det = ode.runge_kutta(function, start, times)
         return y.astype(x.dtype), log_det
 
-    there, back = (0.0, t_end), (t_end, 0.0)
-    if divergence == "exact":
-        return Bijector(
-            field.init,
-            lambda params, x, cond=None: solve(params, x, cond, None, there),
-            lambda params, y, cond=None: solve(params, y, cond, None, back),
-        )
-    return Bijector(
-        field.init,
-        lambda params, x, cond=None, key=None: solve(params, x, cond, key, there),
-        lambda params, y, cond=None, key=None: solve(params, y, cond, key, back),
-        stochastic=True,
+    def along(ends: Any) -> Callable[..., tuple[Array, Array]]:
+        return lambda params, x, cond=None, key=None: solve(params, x, cond, key, ends)
+
+    layer = Bijector(
+        field.init, along((0.0, t_end)), along((t_end, 0.0)), divergence == "hutchinson"
     )
+    return with_its_arguments(layer)

@@ -91,18 +91,10 @@ def basis(x: Array) -> Array:
     return jnp.broadcast_to(vectors, (size, *x.shape))
 
 
-def example_keys(key: Key, x: Array) -> Key:
-    """Return a key for each example, which does not change with the batch around it.
-
-    >>> example_keys(jax.random.key(0), jnp.ones((5, 2))).shape
-    (5,)
-    """
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(x)))
-
-
 def random_signs(keys: Key, x: Array) -> Array:
     """Return one probe v with E v v^T = I for each example, [1, B, ...].
 
+    >>> from genlib.types import example_keys
     >>> x = jnp.ones((5, 2))
     >>> random_signs(example_keys(jax.random.key(0), x), x).shape
     (1, 5, 2)

@@ -16,9 +16,10 @@ from genlib.flows._bijector import (
     check_features,
     check_key,
     wide,
+    with_its_arguments,
 )
 from genlib.flows._coupling import raw_numbers
-from genlib.types import Array, Key, Scalar, concrete, expand_like
+from genlib.types import Array, Key, Scalar, concrete, example_keys, expand_like
 
 
 def residual(
@@ -98,7 +99,7 @@ def residual(
             return _log_det_series.exact(g, parts, x)
         last, probes = jnp.full(len(x), terms), None
         if trace == "hutchinson" or log_det == "roulette":
-            keys = _log_det_series.example_keys(check_key(key, "the estimate"), x)
+            keys = example_keys(check_key(key, "the estimate"), x)
             keys, more = jax.vmap(jax.random.split, out_axes=1)(keys)
             if trace == "hutchinson":
                 probes = _log_det_series.random_signs(keys, x)
@@ -122,13 +123,8 @@ def residual(
         x = _root(functools.partial(g, parts), wide(check_features("y", y)), iterations)
         return x.astype(y.dtype), -estimate(parts, x, key)[1]
 
-    if trace == "hutchinson" or log_det == "roulette":
-        return Bijector(init, forward, inverse, stochastic=True)
-    return Bijector(
-        init,
-        lambda params, x, cond=None: forward(params, x, cond),
-        lambda params, y, cond=None: inverse(params, y, cond),
-    )
+    stochastic = trace == "hutchinson" or log_det == "roulette"
+    return with_its_arguments(Bijector(init, forward, inverse, stochastic))
 
 
 def _check(

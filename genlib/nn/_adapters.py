@@ -4,6 +4,7 @@ Optimisers, EMAs, checkpoints and sharding rules then see nothing of Flax, and `
 of a pure function over a dict has none of the per-call cost of `nnx.jit`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -86,9 +87,54 @@ def lazy(
 
     abstract: Any = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     graphdef, values, others = nnx.split(abstract, nnx.Param, ...)
-    # Compiled, the parameters that nobody asks for are not made.
-    rest = jax.jit(constants)() if jax.tree.leaves(others) else {}
+    # Compiled, the parameters that nobody asks for are not made; and what is kept may
+    # not belong to a trace that this call is in.
+    with jax.ensure_compile_time_eval():
+        rest = jax.jit(constants)() if jax.tree.leaves(others) else {}
     return init, _pure(graphdef, nnx.to_pure_dict(values), rest)
+
+
+def sized(make: Callable[..., nnx.Module]) -> Callable[..., tuple[Any, Any, Any]]:
+    """Describe a network once for each size of what it is called with.
+
+    Args:
+        make: `(*sizes, rngs) -> module`.
+
+    Returns:
+        `sizes -> (init, apply, shapes)`: those of `lazy`, and the shapes of the
+        parameters, for `check_params`.
+
+    >>> network = sized(lambda inputs, rngs: nnx.Linear(inputs, 3, rngs=rngs))
+    >>> network(2)[2]["kernel"], network(2) is network(2)
+    ((2, 3), True)
+    """
+
+    @functools.cache
+    def network(*sizes: Any) -> tuple[Any, Any, Any]:
+        init, apply = lazy(lambda rngs: make(*sizes, rngs))
+        like = jax.eval_shape(init, jax.random.key(0))
+        return init, apply, jax.tree.map(jnp.shape, like)
+
+    return network
+
+
+def check_params(what: str, params: Params, shapes: Any) -> None:
+    """Refuse parameters that were made for a network of other sizes.
+
+    Args:
+        what: they must be those of, for the message.
+        params: of `init`.
+        shapes: as `sized` returns them.
+
+    Raises:
+        ValueError: if their shapes are others.
+
+    >>> check_params("a layer", {"bias": jnp.zeros(3)}, {"bias": (3,)})
+    """
+    if (own := jax.tree.map(jnp.shape, params)) != shapes:
+        raise ValueError(
+            f"params must be those of {what}: {shapes}; their shapes are {own}"
+        )
 
 
 def _pure(graphdef: nnx.GraphDef, values: Any, constants: Any) -> Callable[..., Any]:

@@ -4,7 +4,6 @@ Every one of them is a `flows.Conditioner`: it learns the sizes of its input and
 from the layer that it feeds.
 """
 
-import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from genlib.flows import Conditioner
-from genlib.nn._adapters import lazy
+from genlib.nn._adapters import check_params, sized
 from genlib.nn._conditioner_parts import (
     Activation,
     Block,
@@ -64,18 +63,7 @@ def conditioner(make: Callable[[int, int, int, nnx.Rngs], nnx.Module]) -> Condit
 
     if isinstance(make, nnx.Module):
         raise ValueError("make must be a function or a class of modules; it is one")
-
-    @functools.cache
-    def network(inputs: int, outputs: int, cond: int) -> tuple[Any, Any, Any]:
-        create = functools.partial(make, inputs, outputs, cond)
-        abstract = nnx.eval_shape(lambda: create(nnx.Rngs(0)))
-        constants = jax.tree.leaves(nnx.state(abstract, nnx.Not(nnx.Param)))
-        # The first call may be inside a trace, to which no constant may belong.
-        now = jax.ensure_compile_time_eval() if constants else contextlib.nullcontext()
-        with now:
-            init, apply = lazy(create)
-        like = jax.eval_shape(init, jax.random.key(0))
-        return init, apply, jax.tree.map(jnp.shape, like)
+    network = sized(make)
 
     def sizes(x: Array, features: int, cond: Any) -> tuple[int, int, int]:
         if cond is None:
@@ -96,12 +84,9 @@ def conditioner(make: Callable[[int, int, int, nnx.Rngs], nnx.Module]) -> Condit
 
     def apply(params: Any, x: Array, features: int, cond: Any = None) -> Array:
         _, call, shapes = network(*sizes(x, features, cond))
-        if jax.tree.map(jnp.shape, params) != shapes:
-            raise ValueError(
-                f"params must be those of a network for x {x.shape}, {features} "
-                f"outputs and cond {None if cond is None else cond.shape}: {shapes}; "
-                f"their shapes are {jax.tree.map(jnp.shape, params)}"
-            )
+        shape = None if cond is None else cond.shape
+        what = f"a network for x {x.shape}, {features} outputs and cond {shape}"
+        check_params(what, params, shapes)
         return call(params, x, cond)
 
     return Conditioner(init, apply)

@@ -1,6 +1,5 @@
 """Networks as velocity fields, and the continuous flow that they make."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from genlib import flows
-from genlib.nn._adapters import lazy
+from genlib.nn._adapters import check_params, sized
 from genlib.nn._conditioner_parts import Activation
 from genlib.nn._layers import LECUN, ZEROS, check_positive, keep_rows
 from genlib.types import Array, Key
@@ -45,14 +44,7 @@ def vector_field(
     >>> params["input"]["kernel"].shape
     (3, 16)
     """
-
-    @functools.cache
-    def network(shape: tuple[int, ...], cond_features: int) -> tuple[Any, Any, Any]:
-        # A call may be the first inside a trace; what is kept must not belong to it.
-        with jax.ensure_compile_time_eval():
-            init, apply = lazy(lambda rngs: make(shape, cond_features, rngs))
-            like = jax.eval_shape(init, jax.random.key(0))
-        return init, apply, jax.tree.map(jnp.shape, like)
+    network = sized(make)
 
     def sizes(x: Array, cond: Any) -> tuple[tuple[int, ...], int]:
         if cond is not None and cond.ndim not in (1, 2):
@@ -68,12 +60,8 @@ def vector_field(
 
     def apply(params: Any, x: Array, t: Array, cond: Any = None) -> Array:
         _, call, shapes = network(*sizes(x, cond))
-        if jax.tree.map(jnp.shape, params) != shapes:
-            raise ValueError(
-                f"params must be those of a field for x {x.shape} and cond "
-                f"{None if cond is None else cond.shape}: {shapes}; their shapes are "
-                f"{jax.tree.map(jnp.shape, params)}"
-            )
+        shape = None if cond is None else cond.shape
+        check_params(f"a field for x {x.shape} and cond {shape}", params, shapes)
         return call(params, x, t, cond)
 
     return flows.VectorField(init, apply)

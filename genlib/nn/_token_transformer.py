@@ -1,6 +1,5 @@
 """The transformer over tokens that flows are conditioned by."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,7 @@ from einops import rearrange
 from flax import nnx
 from jax.typing import DTypeLike
 
-from genlib.nn._adapters import lazy
+from genlib.nn._adapters import check_params, sized
 from genlib.nn._layers import (
     ZEROS,
     SelfAttention,
@@ -46,27 +45,26 @@ def token_transformers(
         raise ValueError(f"num_heads must divide the width {width}, got {num_heads}")
     check_remat(remat)
 
-    @functools.cache
-    def network(*sizes: int) -> tuple[Any, Any, Any]:
-        def make(rngs: nnx.Rngs) -> nnx.Module:
-            return TokenTransformer(
-                *sizes,
-                width=width,
-                depth=depth,
-                num_heads=num_heads,
-                mlp_ratio=mlp_ratio,
-                causal=causal,
-                remat=remat,
-                dtype=dtype,
-                param_dtype=param_dtype,
-                rngs=rngs,
-            )
+    def make(
+        length: int, inputs: int, features: int, cond: int, rngs: nnx.Rngs
+    ) -> nnx.Module:
+        return TokenTransformer(
+            length,
+            inputs,
+            features,
+            cond,
+            width=width,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            causal=causal,
+            remat=remat,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
 
-        # A call may be the first inside a trace; what is kept must not belong to it.
-        with jax.ensure_compile_time_eval():
-            init, apply = lazy(make)
-            like = jax.eval_shape(init, jax.random.key(0))
-        return init, apply, jax.tree.map(jnp.shape, like)
+    network = sized(make)
 
     def find(x: Any, features: int, cond: Any, params: Any = None) -> Any:
         if len(x.shape) != 3:
@@ -82,12 +80,10 @@ def token_transformers(
             )
         width_cond = 0 if cond is None else cond.shape[-1]
         init, apply, shapes = network(*x.shape[1:], features, width_cond)
-        if params is not None and jax.tree.map(jnp.shape, params) != shapes:
-            raise ValueError(
-                f"params must be those of a network for x {x.shape}, {features} "
-                f"outputs and cond {None if cond is None else cond.shape}: {shapes}; "
-                f"their shapes are {jax.tree.map(jnp.shape, params)}"
-            )
+        if params is not None:
+            shape = None if cond is None else cond.shape
+            what = f"a network for x {x.shape}, {features} outputs and cond {shape}"
+            check_params(what, params, shapes)
         return init, apply
 
     return find

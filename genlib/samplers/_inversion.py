@@ -5,10 +5,17 @@ from typing import Any
 import jax
 
 from genlib.noise import Path, perturb
-from genlib.samplers._noise import example_keys
 from genlib.samplers._sample import Rows, Solver, check_times
 from genlib.samplers._table import namespace, tabulate
-from genlib.types import Array, ArrayLike, Denoiser, Key, compute_dtype, concrete
+from genlib.types import (
+    Array,
+    ArrayLike,
+    Denoiser,
+    Key,
+    compute_dtype,
+    concrete,
+    example_keys,
+)
 
 
 def ddim_inversion(iterations: int = 1) -> Solver:

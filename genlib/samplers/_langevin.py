@@ -9,7 +9,6 @@ import numpy as np
 
 from genlib.noise import Path
 from genlib.samplers._exponential import safe_sqrt
-from genlib.samplers._noise import example_keys
 from genlib.samplers._sample import Rows, Solver
 from genlib.samplers._table import namespace, tabulate
 from genlib.types import (
@@ -20,6 +19,7 @@ from genlib.types import (
     Scalar,
     check_positive,
     compute_dtype,
+    example_keys,
     expand_like,
 )
 

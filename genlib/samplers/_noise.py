@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from genlib.samplers._brownian import Brownian, brownian_stream
-from genlib.types import Array, Key
+from genlib.types import Array, Key, example_keys
 
 Rows = dict[str, Any]
 
@@ -65,22 +65,6 @@ def noise_stream(
     draw_one = lambda k, i: _normal(jax.random.fold_in(k, i), one, dtype)
     draw = jax.vmap(draw_one, (0, None), out_axes=len(shape) - x.ndim)
     return Stream(index, (), lambda state, row: (draw(keys, row["noise"]), ()))
-
-
-def example_keys(key: Any, x: Array) -> Key:
-    """Return one key for each example [B], or raise a ValueError."""
-    if not isinstance(key, jax.Array) or not jnp.issubdtype(
-        key.dtype, jax.dtypes.prng_key
-    ):
-        raise ValueError("key must be a typed key from jax.random.key")
-    if not key.ndim:
-        key = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(x.shape[0]))
-    if key.shape != x.shape[:1]:
-        raise ValueError(
-            f"key must be one key or one for each of {x.shape[0]} examples; "
-            f"its shape is {key.shape}"
-        )
-    return key
 
 
 def _brownian(
