@@ -97,35 +97,22 @@ def normal(
             return raw[..., 0], bound * jnp.tanh(raw[..., 1] / bound)
         return (own["mean"][None], own["log_scale"][None]) if trainable else (0.0, 0.0)
 
-    def log_prob(
-        params: Params, z: Any, cond: Any = None, *, temperature: Scalar = 1.0
+    def log_density(
+        params: Params, index: int, z: Any, cond: Any, temperature: Scalar
     ) -> Array:
-        total = zero_log_det(z)
-        for index, leaf in enumerate(jax.tree.leaves(z)):
-            mean, log_scale = moments(params, index, leaf, cond)
-            squares = jnp.square(
-                (wide(leaf) - mean) * jnp.exp(-log_scale) / temperature
-            )
-            each = -0.5 * (squares + math.log(2 * math.pi)) - jnp.log(temperature)
-            total = total + log_det_like(leaf, each - log_scale)
-        return total
+        mean, log_scale = moments(params, index, z, cond)
+        squares = jnp.square((wide(z) - mean) * jnp.exp(-log_scale) / temperature)
+        each = -0.5 * (squares + math.log(2 * math.pi)) - jnp.log(temperature)
+        return each - log_scale
 
-    def sample(
-        key: Key,
-        params: Params,
-        like: Any,
-        cond: Any = None,
-        *,
-        temperature: Scalar = 1.0,
-    ) -> Any:
-        def draw(key: Key, index: int, leaf: Any) -> Array:
-            mean, log_scale = moments(params, index, leaf, cond)
-            noise = jax.random.normal(key, leaf.shape, compute_dtype(leaf.dtype))
-            return mean + temperature * jnp.exp(log_scale) * noise
+    def draw(
+        key: Key, params: Params, index: int, z: Any, cond: Any, temperature: Scalar
+    ) -> Array:
+        mean, log_scale = moments(params, index, z, cond)
+        noise = jax.random.normal(key, z.shape, compute_dtype(z.dtype))
+        return mean + temperature * jnp.exp(log_scale) * noise
 
-        return _draw(key, like, draw)
-
-    return Base(init, log_prob, sample)
+    return _of_leaves(init, log_density, draw)
 
 
 def uniform() -> Base:
@@ -141,30 +128,20 @@ def uniform() -> Base:
     [0.0, -inf]
     """
 
-    def log_prob(
-        params: Params, z: Any, cond: Any = None, *, temperature: Scalar = 1.0
+    def log_density(
+        params: Params, index: int, z: Any, cond: Any, temperature: Scalar
     ) -> Array:
         check_temperature("uniform", temperature)
-        total = zero_log_det(z)
-        for leaf in jax.tree.leaves(z):
-            inside = (leaf >= 0) & (leaf <= 1)
-            outside = jnp.where(jnp.isnan(leaf), jnp.nan, -jnp.inf)
-            total = total + log_det_like(leaf, jnp.where(inside, 0.0, outside))
-        return total
+        inside = (z >= 0) & (z <= 1)
+        return jnp.where(inside, 0.0, jnp.where(jnp.isnan(z), jnp.nan, -jnp.inf))
 
-    def sample(
-        key: Key,
-        params: Params,
-        like: Any,
-        cond: Any = None,
-        *,
-        temperature: Scalar = 1.0,
-    ) -> Any:
+    def draw(
+        key: Key, params: Params, index: int, z: Any, cond: Any, temperature: Scalar
+    ) -> Array:
         check_temperature("uniform", temperature)
-        draw = lambda key, index, leaf: jax.random.uniform(key, leaf.shape, leaf.dtype)
-        return _draw(key, like, draw)
+        return jax.random.uniform(key, z.shape, z.dtype)
 
-    return Base(no_params, log_prob, sample)
+    return _of_leaves(no_params, log_density, draw)
 
 
 def student_t(df: Scalar = 4.0, *, trainable: bool = False) -> Base:
@@ -197,39 +174,26 @@ def student_t(df: Scalar = 4.0, *, trainable: bool = False) -> Base:
         value = jnp.exp(params["log_df"]) if trainable else jnp.asarray(df)
         return value.astype(compute_dtype(dtype))
 
-    def log_prob(
-        params: Params, z: Any, cond: Any = None, *, temperature: Scalar = 1.0
+    def log_density(
+        params: Params, index: int, z: Any, cond: Any, temperature: Scalar
     ) -> Array:
         check_temperature("Student-t", temperature)
-        total = zero_log_det(z)
-        for leaf in jax.tree.leaves(z):
-            v = freedom(params, leaf.dtype)
-            tails = (v + 1) / 2 * _log1p_square(wide(leaf) / jnp.sqrt(v))
-            constant = _half_step(v / 2) - 0.5 * jnp.log(math.pi * v)
-            total = total + log_det_like(leaf, constant - tails)
-        return total
+        v = freedom(params, z.dtype)
+        tails = (v + 1) / 2 * _log1p_square(wide(z) / jnp.sqrt(v))
+        return _half_step(v / 2) - 0.5 * jnp.log(math.pi * v) - tails
 
-    def sample(
-        key: Key,
-        params: Params,
-        like: Any,
-        cond: Any = None,
-        *,
-        temperature: Scalar = 1.0,
-    ) -> Any:
+    def draw(
+        key: Key, params: Params, index: int, z: Any, cond: Any, temperature: Scalar
+    ) -> Array:
         check_temperature("Student-t", temperature)
+        key_normal, key_gamma = jax.random.split(key)
+        v, dtype = freedom(params, z.dtype), compute_dtype(z.dtype)
+        # A gamma variable underflows where its logarithm does not.
+        log_gamma = jax.random.loggamma(key_gamma, v / 2, z.shape, dtype)
+        widths = jnp.exp(0.5 * (jnp.log(v / 2) - log_gamma))
+        return widths * jax.random.normal(key_normal, z.shape, dtype)
 
-        def draw(key: Key, index: int, leaf: Any) -> Array:
-            key_normal, key_gamma = jax.random.split(key)
-            v, dtype = freedom(params, leaf.dtype), compute_dtype(leaf.dtype)
-            # A gamma variable underflows where its logarithm does not.
-            log_gamma = jax.random.loggamma(key_gamma, v / 2, leaf.shape, dtype)
-            widths = jnp.exp(0.5 * (jnp.log(v / 2) - log_gamma))
-            return widths * jax.random.normal(key_normal, leaf.shape, dtype)
-
-        return _draw(key, like, draw)
-
-    return Base(init, log_prob, sample)
+    return _of_leaves(init, log_density, draw)
 
 
 def check_temperature(what: str, temperature: Scalar) -> None:
@@ -247,15 +211,45 @@ def check_temperature(what: str, temperature: Scalar) -> None:
         )
 
 
-def _draw(key: Key, like: Any, draw: Callable[[Key, int, Any], Array]) -> Any:
-    """Draw each leaf of a pytree with a key of its own."""
-    leaves, structure = jax.tree.flatten(like)
-    keys = jax.random.split(key, len(leaves))
-    draws = [
-        draw(key, index, leaf).astype(leaf.dtype)
-        for index, (key, leaf) in enumerate(zip(keys, leaves, strict=True))
-    ]
-    return jax.tree.unflatten(structure, draws)
+def _of_leaves(
+    init: Callable[..., Params],
+    log_density: Callable[..., Array],
+    draw: Callable[..., Array],
+) -> Base:
+    """Return a distribution whose leaves are independent.
+
+    Args:
+      init: of the `Base`.
+      log_density: `(params, index, leaf, cond, temperature) ->` that of each number.
+      draw: `(key, params, index, leaf, cond, temperature) ->` numbers like the leaf.
+    """
+
+    def log_prob(
+        params: Params, z: Any, cond: Any = None, *, temperature: Scalar = 1.0
+    ) -> Array:
+        total = zero_log_det(z)
+        for index, leaf in enumerate(jax.tree.leaves(z)):
+            each = log_density(params, index, leaf, cond, temperature)
+            total = total + log_det_like(leaf, each)
+        return total
+
+    def sample(
+        key: Key,
+        params: Params,
+        like: Any,
+        cond: Any = None,
+        *,
+        temperature: Scalar = 1.0,
+    ) -> Any:
+        leaves, structure = jax.tree.flatten(like)
+        keys = jax.random.split(key, len(leaves))
+        draws = [
+            draw(key, params, index, leaf, cond, temperature).astype(leaf.dtype)
+            for index, (key, leaf) in enumerate(zip(keys, leaves, strict=True))
+        ]
+        return jax.tree.unflatten(structure, draws)
+
+    return Base(init, log_prob, sample)
 
 
 def _features(z: Any, cond: Any) -> int:
