@@ -10,7 +10,8 @@ from genlib import tree
 from genlib.train._precision import Precision, cast
 from genlib.types import Array, Key, compute_dtype
 
-LossFn = Callable[[Any, Any, Key], tuple[Any, Any, Mapping[str, tuple[Any, Any]]]]
+# (params, batch, key) -> (loss_sum, weight, aux), or with statistics as a fourth.
+LossFn = Callable[[Any, Any, Key], tuple[Any, ...]]
 
 RESERVED = (
     *("loss", "weight", "grad_norm", "skipped", "loss_scale"),
@@ -19,12 +20,16 @@ RESERVED = (
 
 
 class Sums(NamedTuple):
-    """Sums over rows, in float32 (float64 under x64); `gradient` times the scale."""
+    """Sums over rows, in float32 (float64 under x64); `gradient` times the scale.
+
+    Statistics are in the dtypes that the loss gave them.
+    """
 
     gradient: Any
     loss: Array
     weight: Array
     aux: dict[str, tuple[Array, Array]]
+    statistics: Any = ()
 
 
 def sums(
@@ -37,6 +42,7 @@ def sums(
     accumulate: int,
     precision: Precision,
     scale: Array | None,
+    statistics: bool = False,
 ) -> Sums:
     """Return the sums of a loss and its gradient over a batch, in microbatches.
 
@@ -48,15 +54,15 @@ def sums(
 
         def objective(trainable: Any) -> tuple[Array, Any]:
             params = cast(tree.merge(trainable, fixed), precision)
-            loss, weight, aux = _checked(loss_fn(params, rows, row_key))
+            loss, *rest = _checked(loss_fn(params, rows, row_key), statistics)
             scaled = loss if scale is None else loss * (scale / _at_least(rows))
-            return scaled, (loss, weight, aux)
+            return scaled, (loss, *rest)
 
-        gradient, (loss, weight, aux) = jax.grad(objective, has_aux=True)(trainable)
+        gradient, rest = jax.grad(objective, has_aux=True)(trainable)
         # jax.grad of a complex number is the conjugate of the direction uphill.
         wide = lambda g: jnp.conj(g.astype(compute_dtype(g.dtype)))
         gradient = jax.tree.map(wide, gradient)
-        return Sums(gradient, loss, weight, aux)
+        return Sums(gradient, *rest)
 
     total = _accumulate(sums_of, batch, accumulate)
     if scale is None:
@@ -109,13 +115,19 @@ def mean(total: Array, weight: Array) -> Array:
     return (total / jnp.where(weight == 0, 1, weight)).astype(total.dtype)
 
 
-def _checked(result: Any) -> tuple[Array, Array, dict[str, tuple[Array, Array]]]:
+def _checked(
+    result: Any, statistics: bool
+) -> tuple[Array, Array, dict[str, tuple[Array, Array]], Any]:
     """Return what `loss_fn` gave as wide scalars, or say what is wrong with it."""
-    if not isinstance(result, tuple) or len(result) != 3:
+    names = "loss_sum, weight, aux" + (", statistics" if statistics else "")
+    count = 4 if statistics else 3
+    if not isinstance(result, tuple) or len(result) != count:
+        what = f"{len(result)} of them" if isinstance(result, tuple) else type(result)
         raise ValueError(
-            f"loss_fn must return (loss_sum, weight, aux); it returned {type(result)}"
+            f"loss_fn must return ({names}), with statistics if absorb is given and "
+            f"only then; it returned {what}"
         )
-    loss, weight, aux = result
+    loss, weight, aux, *rest = result
     if not isinstance(aux, Mapping):
         raise ValueError(
             f"loss_fn must return aux as a dict of (sum, weight); it is {type(aux)}"
@@ -131,7 +143,8 @@ def _checked(result: Any) -> tuple[Array, Array, dict[str, tuple[Array, Array]]]
                 f"aux[{name!r}] must be a pair (sum, weight); it is {pair}"
             )
         pairs[name] = tuple(_scalar(f"aux[{name!r}]", part) for part in pair)
-    return _scalar("loss_sum", loss), _scalar("weight", weight), pairs
+    loss, weight = _scalar("loss_sum", loss), _scalar("weight", weight)
+    return loss, weight, pairs, rest[0] if rest else ()
 
 
 def _scalar(name: str, value: Any) -> Array:

@@ -20,6 +20,9 @@ Reduce = Callable[[Sums], Sums]
 # When a part is updated: every n-th step, or where a function of the step says so.
 Turn = int | Callable[[Array], Any]
 
+# (params, statistics) -> params: what is learned from sums instead of gradients.
+Absorb = Callable[[Any, Any], Any]
+
 
 class Settings(NamedTuple):
     """What `make_step` was told of every part."""
@@ -38,6 +41,7 @@ class Part(NamedTuple):
     loss_fn: LossFn
     tx: Optimizer
     turn: Turn
+    absorb: Absorb | None
     settings: Settings
 
     def of(self, whole: Any) -> Any:
@@ -67,10 +71,14 @@ class Part(NamedTuple):
         """Return the new state, what was measured, and whether all of it is finite."""
 
         def move(state: State) -> tuple[State, Metrics, Array]:
-            gradient, metrics = self._gradient(state, batch, reduce)
+            gradient, metrics, statistics = self._gradient(state, batch, reduce)
             watched = [metrics[name] for name in ("loss", "weight", "grad_norm")]
             finite = jnp.isfinite(jnp.stack(watched)).all()
-            return self._update(state, gradient), metrics, finite
+            state = self._update(state, gradient)
+            if self.absorb is not None:
+                params = self.absorb(state.params, statistics)
+                state = state._replace(params=_same(state.params, params))
+            return state, metrics, finite
 
         if self.turn == 1:
             return move(state)
@@ -83,7 +91,7 @@ class Part(NamedTuple):
 
     def _gradient(
         self, state: State, batch: Any, reduce: Reduce
-    ) -> tuple[Any, Metrics]:
+    ) -> tuple[Any, Metrics, Any]:
         key = jax.random.fold_in(state.key, state.step)
         chosen, fixed = split_trainable(state.params, self.settings.trainable)
         mine, others = self.only(chosen)
@@ -96,13 +104,15 @@ class Part(NamedTuple):
             accumulate=self.settings.accumulate,
             precision=self.settings.precision,
             scale=None if state.loss_scale is None else state.loss_scale.scale,
+            statistics=self.absorb is not None,
         )
         total = reduce(total)
         weight = total.weight
         gradient = jax.tree.map(lambda g: mean(g, weight), self.of(total.gradient))
         metrics = {name: mean(*pair) for name, pair in total.aux.items()}
         metrics |= {"loss": mean(total.loss, weight), "weight": weight}
-        return gradient, metrics | {"grad_norm": optax.tree.norm(gradient)}
+        metrics |= {"grad_norm": optax.tree.norm(gradient)}
+        return gradient, metrics, total.statistics
 
     def _update(self, state: State, gradient: Any) -> State:
         if self.settings.clip_norm is not None:
@@ -117,17 +127,23 @@ class Part(NamedTuple):
 
 
 def make_parts(
-    loss_fn: Any, tx: Any, every: Mapping[str, Turn] | None, settings: Settings
+    loss_fn: Any,
+    tx: Any,
+    every: Mapping[str, Turn] | None,
+    absorb: Absorb | Mapping[str, Absorb] | None,
+    settings: Settings,
 ) -> list[Part]:
     """Return the parts in the order of their turns.
 
     Raises:
-      ValueError: if `loss_fn`, `tx` and `every` do not have the same names.
+      ValueError: if `loss_fn`, `tx`, `every` and `absorb` do not have the same names.
     """
     if not isinstance(loss_fn, Mapping) and not isinstance(tx, Mapping):
         if every is not None:
             raise ValueError(f"every must be None for one loss; it is {every}")
-        return [Part(None, 0, loss_fn, tx, 1, settings)]
+        if isinstance(absorb, Mapping):
+            raise ValueError("absorb must be one function for one loss; it is a dict")
+        return [Part(None, 0, loss_fn, tx, 1, absorb, settings)]
     every = {} if every is None else dict(every)
     names, others = (
         [*each] if isinstance(each, Mapping) else None for each in (loss_fn, tx)
@@ -144,7 +160,34 @@ def make_parts(
                 f"every must give parts of {names} a positive number or a function of "
                 f"the step; it has {name!r}: {turn!r}"
             )
+    if absorb is not None and not (
+        isinstance(absorb, Mapping) and {*absorb} <= {*names}
+    ):
+        raise ValueError(
+            f"absorb must be a dict with names of {names}; it is "
+            f"{[*absorb] if isinstance(absorb, Mapping) else absorb}"
+        )
+    absorb = dict(absorb or {})
     return [
-        Part(name, index, loss_fn[name], tx[name], every.get(name, 1), settings)
+        Part(
+            name,
+            index,
+            loss_fn[name],
+            tx[name],
+            every.get(name, 1),
+            absorb.get(name),
+            settings,
+        )
         for index, name in enumerate(names)
     ]
+
+
+def _same(old: Any, new: Any) -> Any:
+    """Return parameters that `absorb` gave, if they are like those it was given."""
+    before, after = (jax.eval_shape(lambda tree=tree: tree) for tree in (old, new))
+    if before == after:
+        return new
+    raise ValueError(
+        f"absorb must return params like those it is given, {before}; it returned "
+        f"{after}"
+    )

@@ -10,7 +10,14 @@ import numpy as np
 from genlib import tree
 from genlib.train._ema import Decay
 from genlib.train._gradient import LossFn
-from genlib.train._part import Metrics, Reduce, Settings, Turn, make_parts
+from genlib.train._part import (
+    Absorb,
+    Metrics,
+    Reduce,
+    Settings,
+    Turn,
+    make_parts,
+)
 from genlib.train._precision import Precision, check
 from genlib.train._scale import LossScale
 from genlib.train._state import (
@@ -47,6 +54,7 @@ def make_step(
     loss_scale: LossScale | None = None,
     trainable: Trainable = None,
     every: Mapping[str, Turn] | None = None,
+    absorb: Absorb | Mapping[str, Absorb] | None = None,
 ) -> Step:
     """Build the step `(state, batch) -> (state, metrics)` from a loss.
 
@@ -102,6 +110,13 @@ def make_step(
         `clip_norm` see no others.
       every: when the parts of a dict of losses take their turn, by name: every n-th
         step, from step 0 on, or where a function of the step is true. Others always do.
+      absorb: `(params, statistics) -> params` of the same structure, applied to all
+        parameters after the optimizer: for what is learned from sums over a batch
+        instead of gradients, such as the moving averages of a codebook
+        (`genlib.quantize`). `loss_fn` then returns `(loss_sum, weight, aux,
+        statistics)`, a pytree of sums over the rows that it sees; they are summed over
+        microbatches and devices as gradients are. Keep what is only absorbed out of the
+        optimizer by `trainable`. With several losses a dict, for some or all of them.
 
     Returns:
       The step. Its metrics are device scalars: `loss` and the aux means, `weight`,
@@ -130,7 +145,7 @@ def make_step(
     check(precision)
     _check_settings(ema, accumulate, clip_norm, nonfinite, loss_scale)
     settings = Settings(accumulate, precision, trainable, clip_norm)
-    parts = make_parts(loss_fn, tx, every, settings)
+    parts = make_parts(loss_fn, tx, every, absorb, settings)
 
     def step(
         state: State, batch: Any, *, reduce: Reduce = lambda total: total
