@@ -18,6 +18,19 @@ The variational bound of VDM (arXiv:2107.00630), in nats [B]: `vdm` is the sum o
 `hybrid` trains iDDPM's learned variance (arXiv:2102.09672), and `uncertainty` weighs
 any loss by a learned log-variance (arXiv:2312.02696).
 
+The terms of variational autoencoders (their decoders' likelihoods: `likelihood`):
+
+| function                                   | what it gives              | arXiv      |
+|--------------------------------------------|----------------------------|------------|
+| `elbo(key, posterior, log_likelihood, x)`  | the bound, as an `ELBO`    | 1312.6114  |
+| `iwae(key, posterior, log_joint, x)`       | that of several latents,   | 1509.00519 |
+|                                            | with three estimators      | 1810.04152 |
+| `reparameterize(key, mean, log_std)`       | mean + std eps             | 1312.6114  |
+| `kl_normal`, `kl_multivariate_normal`,     | closed forms, in nats      |            |
+| `kl_categorical`                           |                            |            |
+| `free_bits(kl, minimum)`                   | max(kl, minimum)           | 1606.04934 |
+| `cyclical_annealing(step, period)`         | a weight of the KL         | 1903.10145 |
+
 | weight                | on the squared error of x_0                     | arXiv      |
 |-----------------------|-------------------------------------------------|------------|
 | `unit`                | none: plain error of the network's own target   |            |
@@ -64,6 +77,23 @@ the number of steps during consistency training, `inverse_step` is its weight, a
 
 A `Weight` is any function (path, kind, t) -> [B]; a `TimeSampler` is any function
 (key, path, n, dtype) -> [n].
+
+| loss [B] of a GAN                          | discriminator; generator   | arXiv      |
+|--------------------------------------------|----------------------------|------------|
+| `hinge_discriminator`, `hinge_generator`   | max(0, 1 -+ logit); -logit | 1705.02894 |
+| `logistic_discriminator`,                  | cross-entropy;             | 1406.2661  |
+| `logistic_generator`                       | non-saturating             |            |
+| `least_squares_discriminator`,             | squared error from 1 and 0 | 1611.04076 |
+| `least_squares_generator`                  |                            |            |
+| `wasserstein_discriminator`,               | -+ value                   | 1701.07875 |
+| `wasserstein_generator`                    |                            |            |
+| `relativistic(better, worse)`              | cross-entropy of pairs     | 2501.05441 |
+| `gradient_penalty(key, D, real, fake)`     | gradient of norm 1 between | 1704.00028 |
+| `r1(D, real)`, `r2(D, fake)`               | gradient of norm 0 at them | 1801.04406 |
+
+`adaptive_weight` balances an adversarial gradient with a reconstruction's
+(arXiv:2012.09841), and `feature_distance` makes a perceptual loss of a network's
+features (arXiv:1801.03924).
 """
 
 from genlib.losses._adaptive_times import (
@@ -72,6 +102,18 @@ from genlib.losses._adaptive_times import (
     LossHistory,
     adaptive_log_snr,
     loss_second_moment,
+)
+from genlib.losses._adversarial import (
+    adaptive_weight,
+    hinge_discriminator,
+    hinge_generator,
+    least_squares_discriminator,
+    least_squares_generator,
+    logistic_discriminator,
+    logistic_generator,
+    relativistic,
+    wasserstein_discriminator,
+    wasserstein_generator,
 )
 from genlib.losses._classifier import classification
 from genlib.losses._consistency import (
@@ -85,8 +127,19 @@ from genlib.losses._denoising import denoising
 from genlib.losses._distillation import progressive_distillation
 from genlib.losses._elbo import vdm, vdm_diffusion, vdm_prior, vdm_reconstruction
 from genlib.losses._flow_matching import flow_matching, reflow_pairs
+from genlib.losses._gradient_penalty import gradient_penalty, r1, r2
 from genlib.losses._hybrid import hybrid
+from genlib.losses._importance import iwae
+from genlib.losses._kl import (
+    cyclical_annealing,
+    free_bits,
+    kl_categorical,
+    kl_multivariate_normal,
+    kl_normal,
+)
+from genlib.losses._latents import reparameterize
 from genlib.losses._mean_flow import mean_flow, shortcut
+from genlib.losses._perceptual import feature_distance
 from genlib.losses._steps import (
     StepSampler,
     dyadic_steps,
@@ -112,6 +165,7 @@ from genlib.losses._times_log_snr import (
     uniform_on,
 )
 from genlib.losses._uncertainty import uncertainty
+from genlib.losses._vae import ELBO, elbo
 from genlib.losses._weights import (
     Weight,
     cosmap,
@@ -129,6 +183,7 @@ from genlib.losses._weights import (
 )
 
 __all__ = [
+    "ELBO",
     "AdaptiveTimes",
     "LossAverage",
     "LossHistory",
@@ -136,22 +191,38 @@ __all__ = [
     "TimeSampler",
     "Weight",
     "adaptive_log_snr",
+    "adaptive_weight",
     "beta",
     "classification",
     "consistency_distillation",
     "consistency_training",
     "cosmap",
+    "cyclical_annealing",
     "denoising",
     "dyadic_steps",
     "edm",
+    "elbo",
+    "feature_distance",
     "flow_matching",
+    "free_bits",
+    "gradient_penalty",
+    "hinge_discriminator",
+    "hinge_generator",
     "hybrid",
     "inverse_step",
+    "iwae",
     "karras_steps",
+    "kl_categorical",
+    "kl_multivariate_normal",
+    "kl_normal",
+    "least_squares_discriminator",
+    "least_squares_generator",
     "likelihood",
     "log_logistic_sigma",
     "log_normal_sigma",
     "log_normal_steps",
+    "logistic_discriminator",
+    "logistic_generator",
     "logit_normal",
     "loss_second_moment",
     "low_discrepancy",
@@ -163,8 +234,12 @@ __all__ = [
     "per_log_snr",
     "progressive_distillation",
     "pseudo_huber",
+    "r1",
+    "r2",
     "random_steps",
     "reflow_pairs",
+    "relativistic",
+    "reparameterize",
     "shortcut",
     "sigma_sqrt",
     "sigmoid",
@@ -183,4 +258,6 @@ __all__ = [
     "vdm_diffusion",
     "vdm_prior",
     "vdm_reconstruction",
+    "wasserstein_discriminator",
+    "wasserstein_generator",
 ]
