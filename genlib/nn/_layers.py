@@ -89,11 +89,21 @@ def split_key(key: Key | None, count: int) -> list[Key | None]:
     return [None] * count if key is None else list(jax.random.split(key, count))
 
 
-def check_image(x: Array, channels: int) -> None:
+def check_image(x: Array, channels: int, name: str = "x") -> None:
     """Refuse what is not `[B, H, W, channels]`."""
     if x.ndim != 4 or x.shape[-1] != channels:
         raise ValueError(
-            f"x must be [B, H, W, C] with C = {channels}, got shape {x.shape}"
+            f"{name} must be [B, H, W, C] with C = {channels}, got shape {x.shape}"
+        )
+
+
+def check_halves(x: Array, levels: int) -> None:
+    """Refuse images that cannot be halved between all levels."""
+    factor = 2 ** (levels - 1)
+    if x.shape[1] % factor or x.shape[2] % factor:
+        raise ValueError(
+            f"x must have a height and width divisible by {factor} for "
+            f"{levels} levels, got shape {x.shape}"
         )
 
 

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from genlib.nn._conditioning import Conditioning
 from genlib.nn._layers import (
     ZEROS,
+    check_halves,
     check_image,
     check_positive,
     check_rate,
@@ -104,7 +105,7 @@ class UNet(nnx.Module):
         self.in_channels = in_channels
         self.levels = len(multipliers)
         self.remat = check_remat(remat)
-        attends = _attending_levels(attention_at, image_size, self.levels)
+        attends = attending_levels(attention_at, image_size, self.levels)
         embedding = 4 * features
         self.condition = Conditioning(
             embedding, num_classes, time_scale=time_scale, **kwargs
@@ -153,12 +154,7 @@ class UNet(nnx.Module):
         key: Key | None = None,
     ) -> Array:
         check_image(x, self.in_channels)
-        factor = 2 ** (self.levels - 1)
-        if x.shape[1] % factor or x.shape[2] % factor:
-            raise ValueError(
-                f"x must have a height and width divisible by {factor} for "
-                f"{self.levels} levels, got shape {x.shape}"
-            )
+        check_halves(x, self.levels)
         embedding = self.condition(t, labels, x.shape[0])
         count = len(self.down) + len(self.middle) + len(self.up)
         keys = iter(split_key(key, count))
@@ -182,9 +178,10 @@ class UNet(nnx.Module):
         return self.output(jax.nn.silu(self.norm(h))).astype(x.dtype)
 
 
-def _attending_levels(
+def attending_levels(
     attention_at: tuple[int, ...], image_size: int | None, levels: int
 ) -> list[bool]:
+    """Tell for each level whether it attends; refuse resolutions that no level has."""
     if not attention_at:
         return [False] * levels
     if image_size is None:

@@ -42,22 +42,24 @@ class UNetBlock(nnx.Module):
             else None
         )
         self.attention = (
-            _Attention(out_channels, head_dim, **kwargs) if attention else None
+            ImageAttention(out_channels, head_dim, **kwargs) if attention else None
         )
 
     def __call__(self, x: Array, embedding: Array, key: Key | None) -> Array:
-        h = self.conv_1(_resample(jax.nn.silu(self.norm_1(x)), self.resample))
+        h = self.conv_1(resample(jax.nn.silu(self.norm_1(x)), self.resample))
         scale, shift = jnp.split(self.modulation(embedding)[:, None, None], 2, axis=-1)
         h = jax.nn.silu(modulate(self.norm_2(h), scale, shift))
         h = self.conv_2(drop(key, h, self.dropout))
-        x = _resample(x, self.resample)
+        x = resample(x, self.resample)
         h = _scaled_sum(x if self.skip is None else self.skip(x), h)
         if self.attention is None:
             return h
         return _scaled_sum(h, self.attention(h))
 
 
-class _Attention(nnx.Module):
+class ImageAttention(nnx.Module):
+    """Let the pixels of normalised `[B, H, W, channels]` look at all others."""
+
     def __init__(self, channels: int, head_dim: int, **kwargs):
         heads = max(1, channels // head_dim)
         self.norm = group_norm(channels, **kwargs)
@@ -80,7 +82,8 @@ def _scaled_sum(x: Array, y: Array) -> Array:
     return (x + y) * math.sqrt(0.5)
 
 
-def _resample(x: Array, how: str | None) -> Array:
+def resample(x: Array, how: str | None) -> Array:
+    """Halve an image by means ("down"), double it by copies ("up"), or keep it."""
     if how == "down":
         return einops.reduce(x, "b (h p) (w q) c -> b h w c", "mean", p=2, q=2)
     if how == "up":
