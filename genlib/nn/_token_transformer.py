@@ -15,10 +15,11 @@ from genlib.nn._layers import (
     SelfAttention,
     check_positive,
     check_remat,
+    drop,
     keep_rows,
     recompute,
 )
-from genlib.types import Array, compute_dtype
+from genlib.types import Array, Key, compute_dtype
 
 Cache = tuple[Array, Array]  # keys and values, [depth, B, heads, T, features]
 
@@ -126,8 +127,10 @@ class TokenTransformer(nnx.Module):
         )
 
         @nnx.vmap
-        def stack(rngs: nnx.Rngs) -> _Block:
-            return _Block(width, num_heads, mlp_ratio, causal, rngs=rngs, **kwargs)
+        def stack(rngs: nnx.Rngs) -> PreNormBlock:
+            return PreNormBlock(
+                width, num_heads, mlp_ratio, causal, rngs=rngs, **kwargs
+            )
 
         self.blocks = stack(rngs.split(depth))
         self.norm = _norm(width, rngs=rngs, **kwargs)
@@ -166,20 +169,37 @@ class TokenTransformer(nnx.Module):
         return jax.lax.scan(body, (h, cache), rows)[0]
 
 
-class _Block(nnx.Module):
+class PreNormBlock(nnx.Module):
+    """Attention and an MLP, each after a norm and added to what it was given."""
+
     def __init__(
-        self, width: int, num_heads: int, mlp_ratio: int, causal: bool, **kwargs: Any
+        self,
+        width: int,
+        num_heads: int,
+        mlp_ratio: int,
+        causal: bool,
+        dropout: float = 0.0,
+        **kwargs: Any,
     ):
+        self.dropout = dropout
         self.attention_norm = _norm(width, **kwargs)
         self.attention = _Attention(width, num_heads, causal, **kwargs)
         self.mlp_norm = _norm(width, **kwargs)
         self.hidden = nnx.Linear(width, mlp_ratio * width, **kwargs)
         self.out = nnx.Linear(mlp_ratio * width, width, **kwargs)
 
-    def __call__(self, h: Array, cache: Cache | None, layer: Any, t: Any) -> Any:
+    def __call__(
+        self,
+        h: Array,
+        cache: Cache | None = None,
+        layer: Any = None,
+        t: Any = None,
+        key: Key | None = None,
+    ) -> Any:
         y, cache = self.attention.look_back(self.attention_norm(h), cache, layer, t)
         h = h + y
-        return h + self.out(jax.nn.gelu(self.hidden(self.mlp_norm(h)))), cache
+        y = drop(key, jax.nn.gelu(self.hidden(self.mlp_norm(h))), self.dropout)
+        return h + self.out(y), cache
 
 
 class _Attention(SelfAttention):
