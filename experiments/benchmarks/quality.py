@@ -155,7 +155,9 @@ def images(workdir: Path) -> Case:
     Raises:
       ValueError: if there is no checkpoint, or the network is no denoiser.
     """
-    config, params, apply, shape, num_classes = trained.load(workdir)
+    config, params, apply, shape, num_classes, space = trained.load(workdir)
+    if space is not None:
+        raise ValueError(f"workdir must be of a model of images, got latents {shape}")
     if config.get("loss", ""):
         raise ValueError(f"workdir must be of a denoiser, got loss={config.loss!r}")
     path, kind = build.process(config)[:2]
