@@ -162,9 +162,21 @@ def loss_function(config: Config, apply: Apply, num_classes: int) -> train.LossF
 
 
 def training(
-    config: Config, loss_fn: train.LossFn, init_params: Callable[[Key], Any]
+    config: Config,
+    loss_fn: train.LossFn,
+    init_params: Callable[[Key], Any],
+    *,
+    trainable: Any = None,
+    absorb: Any = None,
 ) -> tuple[train.Step, Callable[[Key], train.State]]:
     """Build the step, and the function of a key that makes the state of a new run.
+
+    Args:
+      config: with the entries of the optimizer and of the step.
+      loss_fn: as `train.make_step` takes it.
+      init_params: `key -> params`.
+      trainable: of `train.make_step`.
+      absorb: of `train.make_step`.
 
     Raises:
       ValueError: if a setting is out of range, see `train.make_step`.
@@ -180,9 +192,11 @@ def training(
         accumulate=config.accumulate,
         precision=config.get("precision"),
         loss_scale=loss_scale,
+        trainable=trainable,
+        absorb=absorb,
     )
     return step, lambda key: train.init(
-        key, init_params(key), tx, loss_scale=loss_scale
+        key, init_params(key), tx, loss_scale=loss_scale, trainable=trainable
     )
 
 
@@ -194,6 +208,7 @@ def sampler(
     *,
     solver: str | None = None,
     nfe: int | None = None,
+    decode: Callable[[np.ndarray], np.ndarray] | None = None,
     **changes: Any,
 ) -> Sampler:
     """Build a draw of samples, as `config.sampling` says but for the changes.
@@ -205,6 +220,7 @@ def sampler(
       num_classes: classes of the network, without the null class.
       solver: instead of `config.sampling.solver`.
       nfe: take the largest number of steps that costs no more.
+      decode: from what the network draws to images, for latents.
       **changes: instead of other entries of `config.sampling`.
 
     Raises:
@@ -268,7 +284,8 @@ def sampler(
             np.asarray(draw(jax.random.fold_in(key, index), params, row))
             for index, row in enumerate(rows)
         ]
-        return np.concatenate(images)[: len(labels)]
+        drawn = np.concatenate(images)[: len(labels)]
+        return drawn if decode is None else decode(drawn)
 
     return Sampler(draw_all, cost(steps))
 

@@ -24,7 +24,7 @@ fit, or needs work on each example, is for `genlib.train.pipeline`.
 import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -229,6 +229,30 @@ def batches(
         return {"image": image, "label": labels[index]}
 
     return batch
+
+
+def integers(images: np.ndarray, levels: int) -> np.ndarray:
+    """Return the pixels 0 ... levels - 1 that images in [-1, 1] were scaled from.
+
+    >>> integers(np.array([-1.0, 0.0, 1.0]), levels=17)
+    array([ 0,  8, 16], dtype=int32)
+    """
+    return np.round((images + 1) * (levels - 1) / 2).astype(np.int32)
+
+
+def equal_batches(count: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Cut a split into batches of one size, so that one program takes them all.
+
+    Yields:
+      The rows of a batch, and how many of them, from the first, are new: the last batch
+      takes rows again, to be as large as the others.
+
+    >>> [(rows.tolist(), new) for rows, new in equal_batches(5, 3)]
+    [([0, 1, 2], 3), ([3, 4, 0], 2)]
+    """
+    size = min(size, count)
+    for first in range(0, count, size):
+        yield np.arange(first, first + size) % count, min(size, count - first)
 
 
 def _existing(name: str, directory: str | os.PathLike | None) -> Path:

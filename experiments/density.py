@@ -32,7 +32,7 @@ import numpy as np
 
 from experiments import build
 from experiments._spec import called, part
-from experiments.data import Dataset, Split
+from experiments.data import Dataset, Split, equal_batches, integers
 from genlib import flows, likelihood, nn, train
 from genlib.types import Array, Key
 
@@ -117,7 +117,7 @@ def splits(config: build.Config, dataset: Dataset) -> tuple[Dataset, Split]:
     def rows(split: Split, which: slice) -> Split:
         images = split.images[which]
         if dataset.levels:
-            images = np.round((images + 1) * (dataset.levels - 1) / 2).astype(np.int32)
+            images = integers(images, dataset.levels)
         return Split(images, split.labels[which])
 
     changed = dataset._replace(
@@ -169,21 +169,17 @@ def measurement(config: build.Config, model: Model) -> Measure:
     def measure(params: Any, split: Split, draws: int) -> np.ndarray:
         params = jax.device_put(params)
         count = len(split.labels)
-        batch = min(config.sampling["batch"], count)
         total = np.zeros(count)
         for draw in range(draws):
             key = jax.random.fold_in(jax.random.key(config.seed), draw)
-            for first in range(0, count, batch):
-                # The last batch takes examples again, to be as large as the others.
-                rows = np.arange(first, first + batch) % count
+            for rows, new in equal_batches(count, config.sampling["batch"]):
                 values = cost(
-                    jax.random.fold_in(key, first),
+                    jax.random.fold_in(key, rows[0]),
                     params,
                     split.images[rows],
                     split.labels[rows],
                 )
-                new = min(batch, count - first)
-                total[first : first + new] += np.asarray(values, np.float64)[:new]
+                total[rows[:new]] += np.asarray(values, np.float64)[:new]
         return total / draws
 
     return measure

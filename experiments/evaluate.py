@@ -14,6 +14,7 @@ import numpy as np
 
 from experiments import build
 from experiments.data import Dataset
+from experiments.latents import Space
 from genlib import metrics
 
 # Enough to fit a linear judge and to estimate a median, on data sets of any size.
@@ -85,9 +86,20 @@ class Evaluator:
 
 
 def evaluate(
-    config: build.Config, dataset: Dataset, apply: build.Apply, params: Any
+    config: build.Config,
+    dataset: Dataset,
+    apply: build.Apply,
+    params: Any,
+    space: Space | None = None,
 ) -> list[dict[str, Any]]:
     """Measure samples of each solver and NFE that `config.evaluation` names.
+
+    Args:
+      config: of the run.
+      dataset: images to compare with.
+      apply: the network.
+      params: its parameters.
+      space: of the latents that the network is for, None for the images themselves.
 
     Returns:
       Rows of a table: `solver`, `NFE` and the scores. The first is of real images, as
@@ -96,12 +108,19 @@ def evaluate(
     """
     evaluator = Evaluator(dataset)
     shape, num_classes = dataset.train.images.shape[1:], dataset.num_classes
+    shape, decode = (shape, None) if space is None else (space.shape, space.decode)
     labels = np.arange(config.evaluation.samples, dtype=np.int32) % num_classes
     rows = [{"solver": "real images", "NFE": 0, **evaluator.real._asdict()}]
     for name in config.evaluation.solvers:
         for budget in config.evaluation.nfe:
             draw, nfe = build.sampler(
-                config, apply, shape, num_classes, solver=name, nfe=budget
+                config,
+                apply,
+                shape,
+                num_classes,
+                solver=name,
+                nfe=budget,
+                decode=decode,
             )
             images = draw(jax.random.key(config.seed + 1), params, labels)
             scores = evaluator(images, labels)

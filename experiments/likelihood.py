@@ -24,7 +24,7 @@ import numpy as np
 
 from experiments import build, flow_map
 from experiments._spec import part
-from experiments.data import Dataset
+from experiments.data import Dataset, equal_batches, integers
 from genlib import likelihood, prediction, samplers
 from genlib.types import Array, Key
 
@@ -70,23 +70,21 @@ def measurement(
             "count bits of"
         )
     images, labels = (rows[: settings["images"]] for rows in dataset.test)
-    pixels = np.round((images + 1) * (dataset.levels - 1) / 2).astype(np.int32)
+    pixels = integers(images, dataset.levels)
     batch = min(settings["batch"], len(pixels))
     bits = jax.jit(_bits(config, dataset.levels, apply))
     key = jax.random.key(config.seed)
     jax.eval_shape(bits, key, params, pixels[:batch], labels[:batch])
 
     def measure(params: Any) -> dict[str, float]:
-        values = []
+        each = np.zeros(len(pixels))
         for probe in range(settings["probes"]):
             key_probe = jax.random.fold_in(key, probe)
-            for first in range(0, len(pixels), batch):
-                # The last batch takes images again, to be as large as the others.
-                rows = np.arange(first, first + batch) % len(pixels)
-                key_batch = jax.random.fold_in(key_probe, first)
-                values.append(bits(key_batch, params, pixels[rows], labels[rows]))
-        each = np.concatenate([np.asarray(value, np.float64) for value in values])
-        each = each.reshape(settings["probes"], -1)[:, : len(pixels)].mean(0)
+            for rows, new in equal_batches(len(pixels), batch):
+                key_batch = jax.random.fold_in(key_probe, rows[0])
+                values = bits(key_batch, params, pixels[rows], labels[rows])
+                each[rows[:new]] += np.asarray(values, np.float64)[:new]
+        each /= settings["probes"]
         return {
             "bits_per_dim": float(each.mean()),
             "standard_error": float(each.std() / math.sqrt(len(each))),

@@ -8,7 +8,9 @@
 What is not given is as in the config that the run was trained with. The .npz file holds
 `samples`, float32 [N, H, W, C] in about [-1, 1], and `labels`, int32 [N]. Of a
 normalizing flow it is the best step that is sampled, at temperature 1 by default; one
-that was given no classes fills ten rows, and one of vectors makes no grid.
+that was given no classes fills ten rows, and one of vectors makes no grid. Of a VAE it
+is draws of its prior, decoded, in ten rows, and of an autoencoder with codes, which has
+none, the first test images of each class as they come back.
 """
 
 import argparse
@@ -21,7 +23,17 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import build, density, density_report, plots
+from experiments import (
+    autoencoder,
+    autoencoder_report,
+    build,
+    code_prior,
+    data,
+    density,
+    density_report,
+    latents,
+    plots,
+)
 from experiments._cli import one_line_errors, say
 from genlib import train
 
@@ -34,6 +46,7 @@ class Trained(NamedTuple):
     apply: build.Apply
     shape: tuple[int, ...]
     num_classes: int
+    space: latents.Space | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -65,8 +78,15 @@ def parser() -> argparse.ArgumentParser:
 
 def draw(given: argparse.Namespace) -> None:
     """Draw samples and write them, or raise a ValueError before anything is written."""
-    is_flow = density.is_flow(described(given.workdir)[0])
-    samples, labels = (draw_flow if is_flow else draw_diffusion)(given)
+    config = described(given.workdir)[0]
+    kinds = (
+        (density.is_flow, draw_flow),
+        (autoencoder.is_autoencoder, draw_autoencoder),
+        (code_prior.is_prior, draw_codes),
+        (lambda config: True, draw_diffusion),
+    )
+    draw = next(draw for fits, draw in kinds if fits(config))
+    samples, labels = draw(given)
     out = given.out or str(given.workdir / f"samples_seed{given.seed}")
     rows = len(labels) // given.per_class
     if samples.ndim == 4:
@@ -78,11 +98,13 @@ def draw(given: argparse.Namespace) -> None:
 def draw_diffusion(given: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     """Return samples of a diffusion or flow-matching model, and their labels."""
     refuse(given, "temperature")
-    config, params, apply, shape, num_classes = load(given.workdir)
+    config, params, apply, shape, num_classes, space = load(given.workdir)
     labels = class_labels(given.classes, given.per_class, num_classes)
     names = ("solver", "grid", "steps", "guidance")
     changes = {name: getattr(given, name) for name in names}
     changes = {name: value for name, value in changes.items() if value is not None}
+    if space is not None:
+        changes["decode"] = space.decode
     sampler = build.sampler(config, apply, shape, num_classes, **changes)
     say(f"drawing {len(labels)} samples with {sampler.nfe} NFE")
     return sampler.draw(jax.random.key(given.seed), params, labels), labels
@@ -106,6 +128,41 @@ def draw_flow(given: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     return sampler(key, params, labels, temperature), labels
 
 
+def draw_autoencoder(given: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """Return draws of a VAE's prior, or test images that came back from codes."""
+    refuse(given, "solver", "grid", "steps", "guidance", "temperature")
+    model, config, params, metadata = load_autoencoder(given.workdir)
+    num_classes = metadata["num_classes"]
+    if model.emission is not None:
+        refuse(given, "classes")
+        labels = np.zeros(10 * given.per_class, np.int32)
+        key = jax.random.key(given.seed)
+        return autoencoder_report.draw(model, key, params, len(labels)), labels
+    labels = class_labels(given.classes, given.per_class, num_classes)
+    test = data.load(**config.data).test
+    order = np.argsort(test.labels, kind="stable")
+    first = np.searchsorted(test.labels[order], labels)
+    seen = np.arange(len(labels)) % given.per_class
+    rows = order[np.minimum(first + seen, len(order) - 1)]
+    back = jax.jit(lambda params, x: model.decode(params, model.encode(params, x)))
+    return np.asarray(back(params, test.images[rows])), test.labels[rows]
+
+
+def draw_codes(given: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """Return samples of a prior over codes, and their labels."""
+    refuse(given, "solver", "grid", "steps")
+    config, shape, num_classes, _ = described(given.workdir)
+    labels = class_labels(given.classes, given.per_class, num_classes)
+    changes = {name: getattr(given, name) for name in ("guidance", "temperature")}
+    config.sampling.update({k: v for k, v in changes.items() if v is not None})
+    folder = latents.folder(config, given.workdir)
+    model, _, decoder, _ = load_autoencoder(folder)
+    prior = code_prior.prior(config, model.size, shape, num_classes)
+    own = train.restore_params(given.workdir / "checkpoints", code_prior.shapes(prior))
+    sampler = code_prior.sampler(config, prior, model)
+    return sampler(jax.random.key(given.seed), (own, decoder), labels), labels
+
+
 def refuse(given: argparse.Namespace, *names: str) -> None:
     """Raise a ValueError if something is given that the run has no use for."""
     for name in names:
@@ -122,7 +179,26 @@ def load(workdir: Path) -> Trained:
     config, shape, num_classes, _ = described(workdir)
     like, apply = build.network(config, shape, num_classes)
     params = train.restore_params(workdir / "checkpoints", like)
-    return Trained(config, params, apply, shape, num_classes)
+    space = None
+    if latents.has_latents(config):
+        statistics = train.read_metadata(workdir / "checkpoints")["latents"]
+        space = latents.restored(config, workdir, statistics)
+    return Trained(config, params, apply, shape, num_classes, space)
+
+
+def load_autoencoder(
+    workdir: Path,
+) -> tuple[autoencoder.Model, build.Config, Any, dict[str, Any]]:
+    """Restore an autoencoder: itself, its config, parameters and metadata.
+
+    Raises:
+      ValueError: if there is no checkpoint of `experiments.train`.
+    """
+    config, shape, _, levels = described(workdir)
+    model = autoencoder.model(config, shape, levels)
+    like = autoencoder.shapes(config, model)
+    params = train.restore_params(workdir / "checkpoints", like)
+    return model, config, params, train.read_metadata(workdir / "checkpoints")
 
 
 def load_flow(workdir: Path) -> tuple[density.Model, build.Config, Any]:

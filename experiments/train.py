@@ -1,4 +1,4 @@
-"""Train a diffusion model, a flow or a normalizing flow, and measure it.
+"""Train a diffusion model, a flow, a normalizing flow or an autoencoder; measure it.
 
     python -m experiments.train --config=digits_edm
     python -m experiments.train --config=digits_edm:smoke --config.steps=20
@@ -10,7 +10,11 @@ changed on the command line. The working directory gets `metrics.jsonl`, checkpo
 asks for bits per dimension, `likelihood.json`. A run that was stopped, even killed,
 goes on from its last checkpoint when it is started again; one that was asked to stop
 (SIGTERM) saves first and ends with status 143. What a normalizing flow leaves is in
-`experiments/density_report.py`, and what its config says in `experiments/density.py`.
+`experiments/density_report.py`, and what its config says in `experiments/density.py`;
+of an autoencoder in `experiments/autoencoder_report.py` and
+`experiments/autoencoder.py`. A config with an `autoencoder` in it trains that first,
+and then a diffusion model on its latents (`experiments/latents.py`) or a prior on its
+codes (`experiments/code_prior.py`).
 
 It runs as one process or as many, on one host or more (`experiments/launch`). These
 entries of a config say how, and may be left out or changed when a run goes on:
@@ -28,7 +32,7 @@ import json
 import math
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +41,21 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from experiments import build, data, density, density_report, likelihood, plots
+from experiments import (
+    autoencoder,
+    autoencoder_report,
+    build,
+    code_prior,
+    data,
+    density,
+    density_report,
+    latents,
+    likelihood,
+    plots,
+)
 from experiments._cli import one_line_errors, parse, say
 from experiments.evaluate import evaluate
-from genlib import train
+from genlib import train, tree
 from genlib.types import Key
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="NAME or FILE[:smoke]")
@@ -49,7 +64,8 @@ TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error was raise
 
 # A run may be continued with other values of these; all others make another run.
 FREE = ("steps", "log_every", "save_every", "tensorboard")
-FREE += ("sampling", "evaluation", "likelihood", "test", "mesh", "sharding")
+FREE += ("sampling", "evaluation", "likelihood", "test", "mesh", "sharding", "samples")
+FREE += ("autoencoder_workdir",)
 
 
 def main(_: Sequence[str]) -> None:
@@ -74,22 +90,43 @@ def train_and_evaluate(config: build.Config, workdir: Path) -> None:
         train.check_same(f"config.{name}", entry)
     train.check_same("workdir", str(workdir))
     dataset = data.load(**config.data)
-    shape, num_classes = dataset.train.images.shape[1:], dataset.num_classes
-    labels = dataset.train.labels
+    shape, labels = dataset.train.images.shape[1:], dataset.train.labels
     train.check_same("data", [dataset.name, *shape, zlib.crc32(labels.tobytes())])
     say(f"{dataset.name}: {len(labels)} examples {shape} to train on")
     if density.is_flow(config):
         train_density(config, workdir, dataset, start)
-        return
+    elif autoencoder.is_autoencoder(config):
+        train_autoencoder(config, workdir, dataset)
+    elif code_prior.is_prior(config):
+        train_prior(config, workdir, dataset)
+    else:
+        train_diffusion(config, workdir, dataset, start)
+    say(f"done in {time.monotonic() - start:.0f} s")
 
+
+def train_diffusion(
+    config: build.Config, workdir: Path, dataset: data.Dataset, start: float
+) -> None:
+    """Do the whole experiment of a diffusion model, on images or on their latents."""
+    num_classes, pixels, space = dataset.num_classes, dataset, None
+    if latents.has_latents(config):
+        model, params = train_autoencoder(
+            config.autoencoder, latents.folder(config, workdir), dataset
+        )
+        space = latents.fitted(config.autoencoder, model, params, dataset.train)
+        dataset = space.dataset(dataset)
+        say(f"latents {space.shape}: {space.statistics}")
+    shape = dataset.train.images.shape[1:]
+    decode = None if space is None else space.decode
     init_params, apply = build.lazy_network(config, shape, num_classes)
     loss_fn = build.loss_function(config, apply, num_classes)
-    draw = build.sampler(config, apply, shape, num_classes).draw
+    draw = build.sampler(config, apply, shape, num_classes, decode=decode).draw
     shapes = jax.eval_shape(init_params, jax.random.key(config.seed))
     measure = likelihood.measurement(config, dataset, apply, shapes)
-    say_size(config, shapes)
+    say_size(config.model, shapes)
 
-    state = fit(config, workdir, dataset, init_params, loss_fn)
+    known = {} if space is None else {"latents": space.statistics}
+    state = fit(config, workdir, dataset, init_params, loss_fn, known=known)
     ema = train.to_host(state.ema)
     # All processes measure, and one writes: none has to wait for another.
     say(f"trained after {time.monotonic() - start:.0f} s; drawing samples")
@@ -98,10 +135,61 @@ def train_and_evaluate(config: build.Config, workdir: Path) -> None:
     images = draw(jax.random.key(config.seed), ema, labels)
     if train.is_main():
         say(f"wrote {plots.grid(images, shown, 10, workdir / 'samples.png')}")
-    report(evaluate(config, dataset, apply, ema), workdir)
+    report(evaluate(config, pixels, apply, ema, space), workdir)
     if measure is not None:
         report_likelihood(measure(ema), workdir)
-    say(f"done in {time.monotonic() - start:.0f} s")
+
+
+def train_autoencoder(
+    config: build.Config, workdir: Path, dataset: data.Dataset
+) -> tuple[autoencoder.Model, Any]:
+    """Do the whole experiment of an autoencoder; return it with its parameters."""
+    model = autoencoder.model(config, dataset.train.images.shape[1:], dataset.levels)
+    init_params = autoencoder.initial(config, model, dataset.train)
+    shapes = jax.eval_shape(init_params, jax.random.key(config.seed))
+    say_size(f"{config.encoder}, {', '.join(config.bottleneck)}", shapes)
+
+    start = time.monotonic()
+    loss_fn, settings = autoencoder.loss_function(model), autoencoder.settings(model)
+    known = {"levels": dataset.levels}
+    state = fit(config, workdir, dataset, init_params, loss_fn, known=known, **settings)
+    params = train.to_host(tree.merge(state.ema, state.params))
+    say(f"trained the autoencoder after {time.monotonic() - start:.0f} s")
+    rows = autoencoder_report.compare(config, model, params, dataset)
+    autoencoder_report.write_rows(rows, workdir)
+    autoencoder_report.write_reconstructions(model, params, dataset.test, workdir)
+    if model.emission is not None:
+        images = autoencoder_report.draw(
+            model, jax.random.key(config.seed), params, 100
+        )
+        if train.is_main():
+            say(f"wrote {plots.grid(images, 10, 10, workdir / 'samples.png')}")
+    return model, params
+
+
+def train_prior(config: build.Config, workdir: Path, dataset: data.Dataset) -> None:
+    """Do the whole experiment of a prior over the codes of an autoencoder."""
+    model, params = train_autoencoder(
+        config.autoencoder, latents.folder(config, workdir), dataset
+    )
+    codes = code_prior.codes(config, model, params, dataset)
+    shape, num_classes = codes.train.images.shape[1:], dataset.num_classes
+    prior = code_prior.prior(config, model.size, shape, num_classes)
+    say_size(config.prior, code_prior.shapes(prior))
+    loss_fn = code_prior.loss_function(config, prior, num_classes)
+    state = fit(config, workdir, codes, prior.init, loss_fn, known={"size": model.size})
+
+    own = train.to_host(state.ema)
+    sample, key = code_prior.sampler(config, prior, model), jax.random.key(config.seed)
+    shown = min(num_classes, 20)
+    labels = np.repeat(np.arange(shown, dtype=np.int32), 10)
+    images = sample(key, (own, params), labels)
+    if train.is_main():
+        say(f"wrote {plots.grid(images, shown, 10, workdir / 'samples.png')}")
+    again = jax.random.fold_in(key, 1)
+    draw = lambda labels: sample(again, (own, params), labels)
+    rows = code_prior.measure(config, prior, own, codes.test, dataset, draw)
+    autoencoder_report.write_rows(rows, workdir)
 
 
 def train_density(
@@ -113,12 +201,13 @@ def train_density(
     model = density.model(config, shape, num_classes, dataset.levels)
     init_params = density.initial(config, model, dataset.train)
     shapes = jax.eval_shape(init_params, jax.random.key(config.seed))
-    say_size(config, shapes)
+    say_size(config.model, shapes)
 
     measure = density.measurement(config, model)
     evaluate = density.validation(config, model, measure, held_out)
     loss_fn, metric = density.loss_function(model), f"val_{model.unit}"
-    fit(config, workdir, dataset, init_params, loss_fn, evaluate, metric)
+    known = {"levels": dataset.levels}
+    fit(config, workdir, dataset, init_params, loss_fn, evaluate, metric, known=known)
     step, params = density_report.best(workdir, metric, shapes)
     value = measure(params, held_out, config.validation["draws"]).mean()
     say(
@@ -128,13 +217,12 @@ def train_density(
     rows = density_report.compare(config, model, measure, dataset, params, step)
     density_report.write_rows(rows, workdir)
     density_report.write_pictures(config, model, dataset, params, workdir)
-    say(f"done in {time.monotonic() - start:.0f} s")
 
 
-def say_size(config: build.Config, shapes: Any) -> None:
-    """Print how large the model is."""
+def say_size(name: str, shapes: Any) -> None:
+    """Print how large a model is."""
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
-    say(f"{config.model}: {count:,} parameters on {jax.device_count()} device(s)")
+    say(f"{name}: {count:,} parameters on {jax.device_count()} device(s)")
 
 
 def fit(
@@ -145,21 +233,24 @@ def fit(
     loss_fn: train.LossFn,
     evaluate: Callable[[train.State], dict[str, float]] | None = None,
     best: str | None = None,
+    *,
+    known: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> train.State:
     """Train for `config.steps` steps, from the last checkpoint if there is one.
 
     With `evaluate` the state is measured wherever it is saved, and the checkpoint that
-    is best by the metric `best` stays.
+    is best by the metric `best` stays. What is `known` goes into the metadata of the
+    checkpoints, and `settings` are those of `build.training`.
     """
     metadata = {
         "config": config.to_dict(),
         "shape": dataset.train.images.shape[1:],
         "num_classes": dataset.num_classes,
+        **(known or {}),
     }
-    if density.is_flow(config):
-        metadata["levels"] = dataset.levels
     check_same_run(workdir / "checkpoints", metadata)
-    step, new = build.training(config, loss_fn, init_params)
+    step, new = build.training(config, loss_fn, init_params, **settings)
     mesh = train.make_mesh(**config.get("mesh", {}))
     batches = data.batches(
         dataset,

@@ -8,8 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from laws.registry import MIXTURE
+from sklearn.datasets import load_digits
 
-from genlib import flows, losses, metrics, nn, noise, prediction, samplers, train
+from genlib import (
+    flows,
+    losses,
+    metrics,
+    nn,
+    noise,
+    prediction,
+    quantize,
+    samplers,
+    train,
+)
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
@@ -86,6 +97,18 @@ def test_own_layer_passes_the_law(key):
     assert jnp.abs(scope["flow"].forward(scope["params"], x)[1]).min() > 0.1
 
 
+def test_codes_and_latents(key):
+    images = load_digits().images[:64, ..., None].astype(np.float32) / 8 - 1
+    scope = {"images": images, "batches": [images] * 2, "key": key}
+    exec(PYTHON[4], scope)
+    assert int(scope["state"].step) == 2
+    assert scope["indices"].shape == (64, 4, 4, 2)
+    assert scope["again"].shape == scope["rough"].shape == images.shape
+    n = scope["params"]["quantizer"]["statistics"]["n"]
+    assert n.shape == (2, 64)
+    assert float(n.sum()) > 2 * 64  # it moves from one a code to its share of 1024
+
+
 def test_the_way_to_a_pod(tmp_path, monkeypatch):
     """On eight devices; the run that was saved goes on in the same way."""
     monkeypatch.chdir(tmp_path)
@@ -96,7 +119,7 @@ def test_the_way_to_a_pod(tmp_path, monkeypatch):
         return {"latent": latent, "label": rng.integers(0, 10, 16)}
 
     scope = {"batches": batches}
-    exec(PYTHON[4], scope)
+    exec(PYTHON[5], scope)
     state = scope["state"]
     assert int(state.step) == 4
     kernel = state.params["blocks"]["hidden"]["kernel"]
@@ -106,7 +129,8 @@ def test_the_way_to_a_pod(tmp_path, monkeypatch):
 
 
 def test_every_public_name_of_a_room_is_in_the_table_of_rooms():
-    for room in (noise, prediction, losses, samplers, metrics, nn, train, flows):
+    rooms = (noise, prediction, losses, samplers, metrics, nn, train, flows, quantize)
+    for room in rooms:
         name = room.__name__
         line = next(row for row in README.splitlines() if row.startswith(f"| `{name}`"))
         for word in re.findall(r"`(\w+)", line)[1:]:

@@ -92,11 +92,15 @@ def test_parts_absorb_after_their_own_update(key, batch):
 
 
 def test_settings_that_do_not_fit_are_refused(key, batch):
-    with pytest.raises(ValueError, match=r"loss_fn must return \(loss_sum, weight, aux"):
+    with pytest.raises(
+        ValueError, match=r"loss_fn must return \(loss_sum, weight, aux"
+    ):
         step(absorb=None)(init(key), batch)
     with pytest.raises(ValueError, match="absorb must return params like those"):
         step(absorb=lambda params, statistics: params["w"])(init(key), batch)
     with pytest.raises(ValueError, match="absorb must be one function for one loss"):
         step(absorb={"a": absorb})
-    with pytest.raises(ValueError, match=r"absorb must be a dict with names of \['a'\]"):
+    with pytest.raises(
+        ValueError, match=r"absorb must be a dict with names of \['a'\]"
+    ):
         train.make_step({"a": loss_fn}, {"a": TX}, absorb=absorb)
