@@ -221,4 +221,15 @@ def discretized_logistic(*, levels: int) -> Likelihood:
         mean, log_scale = split(raw)
         return likelihood.discretized_logistic(x, mean, log_scale, levels)
 
-    return Likelihood(2, log_prob, lambda raw: split(raw)[0], counts=True)
+    def image(raw: Array) -> Array:
+        """Return the mean over the levels: P(x > k) added up over all but the last."""
+        mean, log_scale = split(raw)
+
+        def add(k: Any, total: Array) -> Array:
+            edge = (2 * k + 1) / (levels - 1) - 1
+            return total + jax.nn.sigmoid((mean - edge) * jnp.exp(-log_scale))
+
+        above = jax.lax.fori_loop(0, levels - 1, add, jnp.zeros_like(mean))
+        return 2 * above / (levels - 1) - 1
+
+    return Likelihood(2, log_prob, image, counts=True)

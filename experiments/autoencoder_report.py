@@ -71,7 +71,7 @@ def measure(
             lambda z, x: model.autoencoder.log_joint(params, z, x),
             x,
             samples=draws,
-            chunk=min(draws, 10),
+            chunk=max(n for n in range(1, 11) if draws % n == 0),
         )
         return found
 

@@ -276,8 +276,18 @@ def sampler(
         noisy = key_steps if step.stochastic else None
         return samplers.sample(step, denoise, path, times, x, noisy)
 
+    return Sampler(_in_batches(draw, settings["batch"], decode), cost(steps))
+
+
+def _in_batches(
+    draw: Callable[[Key, Any, Array], Array],
+    batch: int,
+    decode: Callable[[np.ndarray], np.ndarray] | None,
+) -> Callable[[Key, Any, np.ndarray], np.ndarray]:
+    """Return a draw for any number of labels, `batch` at a time, and decoded."""
+
     def draw_all(key: Key, params: Any, labels: np.ndarray) -> np.ndarray:
-        size = min(settings["batch"], len(labels))
+        size = min(batch, len(labels))
         count = -(-len(labels) // size)
         rows = np.resize(labels, (count, size))
         images = [
@@ -287,7 +297,7 @@ def sampler(
         drawn = np.concatenate(images)[: len(labels)]
         return drawn if decode is None else decode(drawn)
 
-    return Sampler(draw_all, cost(steps))
+    return draw_all
 
 
 def _flow_map_loss(config: Config) -> flow_map.Loss | None:

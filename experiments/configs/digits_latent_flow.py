@@ -21,6 +21,8 @@ def get_config(mode: str = "") -> ConfigDict:
     config.seed = 0
 
     config.autoencoder = digits_vae.get_config(mode)
+    config.autoencoder.latent = 4
+    config.autoencoder.reconstruction = "gaussian(0.1)"
     config.autoencoder_workdir = ""
     config.data = {"name": "digits", "directory": ""}
     config.flip = False

@@ -22,9 +22,9 @@ def get_config(mode: str = "") -> ConfigDict:
     config.flip = False
     config.batch_size = 128
 
-    config.encoder = "ConvEncoder(features=32, multipliers=(1, 2), blocks=1)"
-    config.decoder = "ConvDecoder(features=32, multipliers=(1, 2), blocks=1)"
-    config.latent = 4
+    config.encoder = "ConvEncoder(features=24, multipliers=(1, 2), blocks=1)"
+    config.decoder = "ConvDecoder(features=24, multipliers=(1, 2), blocks=1)"
+    config.latent = 2
     config.bottleneck = ("normal()",)
     config.reconstruction = "discretized_logistic"
     config.init_batch = 1

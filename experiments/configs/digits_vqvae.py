@@ -22,8 +22,8 @@ def get_config(mode: str = "") -> ConfigDict:
     config.flip = False
     config.batch_size = 128
 
-    config.encoder = "ConvEncoder(features=32, multipliers=(1, 2), blocks=1)"
-    config.decoder = "ConvDecoder(features=32, multipliers=(1, 2), blocks=1)"
+    config.encoder = "ConvEncoder(features=24, multipliers=(1, 2), blocks=1)"
+    config.decoder = "ConvDecoder(features=24, multipliers=(1, 2), blocks=1)"
     config.latent = 8
     config.bottleneck = ("ema_vq(64, reset=0.1)",)
     config.estimator = ""

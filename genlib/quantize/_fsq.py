@@ -117,10 +117,12 @@ class Grid(NamedTuple):
 
     @property
     def size(self) -> int:
+        """How many codes there are."""
         return math.prod(self.levels.tolist())
 
     @property
     def middle(self) -> np.ndarray:
+        """The digit of z = 0, for each number."""
         return self.levels // 2
 
     def bound(self, z: Array) -> Array:

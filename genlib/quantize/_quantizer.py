@@ -177,7 +177,7 @@ def rows_of(codebook: Array, indices: Array) -> Array:
     # A negative index would wrap around to another row.
     absent = indices == -1
     index = jnp.where(indices < 0, len(codebook), indices)
-    rows = codebook.at[index].get(mode="fill", fill_value=jnp.nan)
+    rows = jnp.asarray(codebook).at[index].get(mode="fill", fill_value=jnp.nan)
     return jnp.where(absent[..., None], 0, rows)
 
 

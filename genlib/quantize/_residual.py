@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from genlib.quantize._codebook import Statistics
 from genlib.quantize._estimators import straight_through
 from genlib.quantize._grouped import check_axis, update_stack
-from genlib.quantize._keys import global_keys
+from genlib.quantize._keys import stage_counts
 from genlib.quantize._quantizer import (
     Params,
     Quantized,
@@ -100,7 +100,7 @@ def residual(
             draw_key, choice_key, stage_key = jax.random.split(key, 3)
             keys = jax.random.split(stage_key, depth)
             proposer = jax.random.randint(choice_key, (), 0, depth) if shared else None
-            used = _count(draw_key, len(x), depth, dropout, keep, axis_name)
+            used = stage_counts(draw_key, len(x), depth, dropout, keep, axis_name)
 
         def call(number: Array, own: Params, key: Any, left: Array) -> Quantized:
             own = params if shared else own
@@ -204,22 +204,6 @@ def _active(mask: Any, used: Array | None, number: Array, x: Array) -> Any:
         return mask
     active = jnp.broadcast_to(expand_like(number < used, x[..., 0]), x.shape[:-1])
     return active if mask is None else active & mask
-
-
-def _count(
-    key: Key, examples: int, depth: int, dropout: Scalar, keep: int, axis_name: Any
-) -> Array | None:
-    """Draw how many stages each example uses; None where it is known to be all."""
-    rate = concrete(dropout)
-    if rate is not None and not rate.any():
-        return None
-
-    def draw(key: Key) -> Array:
-        whether, number = jax.random.split(key)
-        some = jax.random.randint(number, (), keep, depth + 1)
-        return jnp.where(jax.random.bernoulli(whether, dropout), some, depth)
-
-    return jax.vmap(draw)(global_keys(key, examples, axis_name))
 
 
 def _proposed(chosen: Array, statistics: Any) -> Any:

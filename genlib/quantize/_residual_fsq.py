@@ -18,7 +18,7 @@ from genlib.quantize._fsq import (
     without_params,
 )
 from genlib.quantize._grouped import check_axis
-from genlib.quantize._keys import global_keys
+from genlib.quantize._keys import stage_counts
 from genlib.quantize._quantizer import (
     Params,
     Quantized,
@@ -109,7 +109,7 @@ def residual_fsq(
         if mask is not None:
             used &= mask[None]
         if key is not None:
-            count = _count(global_keys(key, len(z), axis_name), dropout, keep, depth)
+            count = stage_counts(key, len(z), depth, dropout, keep, axis_name)
             stage = jnp.arange(depth).reshape(depth, *(1,) * (z.ndim - 1))
             used &= stage < expand_like(count, z[..., 0])[None]
         digits = jnp.where(used[..., None], stages(x), 0)
@@ -128,17 +128,6 @@ def residual_fsq(
         return decode(grid.unpack(stages), jnp.result_type(float))
 
     return without_params(len(grid.levels), quantize, lookup, grid.size)
-
-
-def _count(keys: Key, dropout: Scalar, keep: int, depth: int) -> Array:
-    """Return how many stages each example [B] uses."""
-
-    def draw(key: Key) -> Array:
-        dropped, count = jax.random.split(key)
-        fewer = jax.random.randint(count, (), keep, depth + 1)
-        return jnp.where(jax.random.uniform(dropped) < dropout, fewer, depth)
-
-    return jax.vmap(draw)(keys)
 
 
 def _check_stages(levels: np.ndarray, depth: int, keep: int) -> None:
