@@ -111,6 +111,8 @@ def model(config: build.Config, shape: tuple[int, ...], levels: int) -> Model:
     if is_vae:
         if around:
             raise ValueError(f"bottleneck must be normal() alone, got {around[0]!r}")
+        if config.get("samples", 0) < 1:
+            raise ValueError("samples must be at least 1 for a VAE, got none")
         told = part("bottleneck", called(first), here, ("normal",))
         emission = part(
             "reconstruction",

@@ -42,7 +42,7 @@ def bernoulli(x: ArrayLike, logits: ArrayLike) -> Array:
 
     Args:
       x: bits, or their means in [0, 1], [B, ...] of any dtype.
-      logits: like `x`.
+      logits: like `x`; -inf and inf are bits that are certain.
 
     Returns:
       Nats [B], float32 (float64 for float64 arguments).
@@ -58,8 +58,9 @@ def bernoulli(x: ArrayLike, logits: ArrayLike) -> Array:
     if values is not None and not ((values >= 0) & (values <= 1)).all():
         wrong = values[~((values >= 0) & (values <= 1))][0]
         raise ValueError(f"x must be within [0, 1]; it holds {wrong}")
-    one, zero = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
-    return per_example(x * one + (1 - x) * zero)
+    one = jnp.where(x > 0, x * jax.nn.log_sigmoid(logits), 0.0)
+    zero = jnp.where(x < 1, (1 - x) * jax.nn.log_sigmoid(-logits), 0.0)
+    return per_example(one + zero)
 
 
 def aligned(x: ArrayLike, **parameters: ArrayLike) -> list[Array]:

@@ -192,7 +192,7 @@ def _mixture(raw: Array, components: int, min_log_scale: Scalar) -> _Mixture:
         )
     raw = raw.astype(compute_dtype(raw.dtype))
     logits, rest = raw[..., :components], raw[..., components:]
-    rest = rest.reshape(*raw.shape[:-1], channels, -1)
+    rest = rest.reshape(*raw.shape[:-1], channels, rest.shape[-1] // channels)
     mean, log_scale, coefficients = jnp.split(
         rest, [components, 2 * components], axis=-1
     )
@@ -245,8 +245,8 @@ def _level(x: Array, levels: int) -> Array:
     places, nearest = concrete(x), concrete(level)
     if places is not None and nearest is not None:
         # bfloat16 numbers are up to a quarter of a level of 256 beside the grid.
-        off = np.abs((places + 1) * (levels - 1) / 2 - nearest) > 0.3
-        off |= (nearest < 0) | (nearest >= levels)
+        nearest = np.clip(nearest, 0, levels - 1)
+        off = ~(np.abs((places + 1) * (levels - 1) / 2 - nearest) <= 0.3)
         if off.any():
             raise ValueError(
                 f"x must be on the grid of {levels} levels, 2 k / {levels - 1} - 1 "

@@ -18,7 +18,8 @@ def kl_normal(
 
     KL = 1/2 (r^2 - 1 - ln r^2 + ((mean - prior_mean) / prior_std)^2) with
     r = std / prior_std (arXiv:1312.6114, app. B, for the standard normal). r^2 - 1 is
-    an `expm1` of the log-stds, so that nothing is lost where both are close.
+    an `expm1` of the log-stds, so that where both are close the error is one of
+    rounding ln r^2, not 1.
 
     Args:
       mean: of the posterior, [...].
@@ -132,9 +133,9 @@ def kl_categorical(logits: ArrayLike, prior_logits: ArrayLike | None = None) -> 
         )
     log_q, log_p = (jax.nn.log_softmax(x) for x in _wide(logits, prior_logits))
     log_p = jnp.broadcast_to(log_p, shape)
-    possible = log_q > -jnp.inf
-    ratio = jnp.where(possible, log_q, 0.0) - jnp.where(possible, log_p, 0.0)
-    return (jnp.exp(log_q) * ratio).sum(-1)
+    q = jnp.exp(log_q)  # 0 for finite logits too, if they are far below the others
+    ratio = jnp.where(q > 0, log_q, 0.0) - jnp.where(q > 0, log_p, 0.0)
+    return (q * ratio).sum(-1)
 
 
 def free_bits(

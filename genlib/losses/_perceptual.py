@@ -71,6 +71,9 @@ def feature_distance(
 def _unit(x: Array) -> Array:
     """Return vectors of norm 1, and 0 of 0."""
     x = x.astype(compute_dtype(x.dtype))
+    # Lengths do not matter to the result, so neither to its gradient.
+    largest = jax.lax.stop_gradient(jnp.abs(x).max(-1, keepdims=True))
+    x = x / jnp.where(largest > 0, largest, 1.0)
     square = jnp.square(x).sum(-1, keepdims=True)
     present = square > 0
     return x * jnp.where(present, jax.lax.rsqrt(jnp.where(present, square, 1.0)), 0.0)

@@ -52,6 +52,24 @@ def network(make: Make) -> tuple[Callable[..., Any], Callable[..., Array]]:
     return init, call
 
 
+def like(z: Array, x: Array) -> Array:
+    """Return numbers in the dtype of x, or as they are if x is not floating.
+
+    >>> like(jnp.array([0.5]), jnp.array([1], jnp.int32))
+    Array([0.5], dtype=float32)
+    """
+    return z.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else z
+
+
+def over_axes(reduce: Callable[..., Array], x: Array) -> Array:
+    """Reduce all axes but the first, by `jnp.sum` or `jnp.mean`: [B].
+
+    >>> over_axes(jnp.sum, jnp.ones((0, 2, 3))).shape
+    (0,)
+    """
+    return reduce(x, axis=tuple(range(1, x.ndim)))
+
+
 def mean_squared_error(x_hat: Array, x: Array) -> Array:
     """Return the mean square of x_hat - x for each example [B], in at least float32.
 
@@ -60,7 +78,7 @@ def mean_squared_error(x_hat: Array, x: Array) -> Array:
     """
     wide = compute_dtype(x.dtype)
     squares = jnp.square(x_hat.astype(wide) - x.astype(wide))
-    return squares.mean(tuple(range(1, x.ndim)))
+    return over_axes(jnp.mean, squares)
 
 
 def distance(name: str, measure: Distance, x_hat: Array, x: Array) -> Array:

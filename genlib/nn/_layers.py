@@ -90,7 +90,9 @@ def split_key(key: Key | None, count: int) -> list[Key | None]:
 
 
 def check_image(x: Array, channels: int, name: str = "x") -> None:
-    """Refuse what is not `[B, H, W, channels]`."""
+    """Refuse what is not floating `[B, H, W, channels]`."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"{name} must be floating, got {x.dtype}")
     if x.ndim != 4 or x.shape[-1] != channels:
         raise ValueError(
             f"{name} must be [B, H, W, C] with C = {channels}, got shape {x.shape}"

@@ -12,7 +12,9 @@ from genlib.nn._autoencoder_terms import (
     Distance,
     Make,
     distance,
+    like,
     network,
+    over_axes,
     per_example,
 )
 from genlib.types import Array, Key, Scalar, compute_dtype
@@ -26,7 +28,7 @@ class VAE(NamedTuple):
       posterior: `(params, x, key=None) -> (mean, log_std)` of q(z | x), [B, ..., D] in
         at least float32. The key is for dropout.
       encode: `(params, x, key=None) -> z`: a draw of the posterior, without a key its
-        mean; in the dtype of x.
+        mean; in the dtype of x, of bits and other integers in float32.
       decode: `(params, z, key=None) -> raw`, what the likelihood takes of the decoder.
       loss: `(key, params, x, annealing=1.0) -> AutoencoderLoss`: minus the evidence
         lower bound in nats, and its terms "reconstruction" and "kl". `annealing` is a
@@ -114,7 +116,7 @@ def vae(
     def encode(params: Any, x: Array, key: Key | None = None) -> Array:
         mean, log_std = posterior(params, x)
         z = mean if key is None else losses.reparameterize(key, mean, log_std)
-        return z.astype(x.dtype)
+        return like(z, x)
 
     def decode(params: Any, z: Array, key: Key | None = None) -> Array:
         return run_decoder(params["decoder"], z, key)
@@ -125,23 +127,21 @@ def vae(
         key_encoder, key_z, key_decoder = jax.random.split(key, 3)
         moments = posterior(params, x, key_encoder)
         kl = losses.kl_normal(*moments)
-        raw = decode(
-            params, losses.reparameterize(key_z, *moments).astype(x.dtype), key_decoder
-        )
+        z = like(losses.reparameterize(key_z, *moments), x)
+        raw = decode(params, z, key_decoder)
         nats = per_example("log_likelihood", log_likelihood(raw, x), x)
-        total = losses.free_bits(kl, free_bits).reshape(len(x), -1).sum(1)
+        total = over_axes(jnp.sum, losses.free_bits(kl, free_bits))
         total = beta * annealing * total - nats
-        terms = {"reconstruction": -nats, "kl": kl.reshape(len(x), -1).sum(1)}
+        terms = {"reconstruction": -nats, "kl": over_axes(jnp.sum, kl)}
         if perceptual is not None:
             terms["perceptual"] = distance("perceptual", perceptual, raw, x)
             total = total + perceptual_weight * terms["perceptual"]
         return AutoencoderLoss(total, terms, raw)
 
     def log_joint(params: Any, z: Array, x: Array) -> Array:
-        nats = per_example(
-            "log_likelihood", log_likelihood(decode(params, z.astype(x.dtype)), x), x
-        )
+        raw = decode(params, like(z, x))
+        nats = per_example("log_likelihood", log_likelihood(raw, x), x)
         squares = jnp.square(z) + jnp.log(2 * jnp.pi)
-        return nats - 0.5 * squares.reshape(len(z), -1).sum(1)
+        return nats - 0.5 * over_axes(jnp.sum, squares)
 
     return VAE(init, posterior, encode, decode, loss, log_joint)

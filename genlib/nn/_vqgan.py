@@ -10,7 +10,9 @@ from genlib import losses, tree
 from genlib.nn._autoencoder_terms import (
     AutoencoderLoss,
     Make,
+    like,
     network,
+    over_axes,
     per_example,
 )
 from genlib.nn._vae import VAE
@@ -134,14 +136,16 @@ def vqgan(
     def discriminator_loss(key: Key, params: Any, x: Array) -> AutoencoderLoss:
         key_own, *keys = jax.random.split(key, 4)
         made = autoencoder.loss(key_own, params["autoencoder"], x)
-        fake = jax.lax.stop_gradient(made.x_hat).astype(x.dtype)
+        fake = like(jax.lax.stop_gradient(made.x_hat), x)
         discriminate = lambda x, key=None: run_discriminator(
             params["discriminator"], x, key
         )
         real_logits, fake_logits = discriminate(x, keys[0]), discriminate(fake, keys[1])
         loss = per_example("judge", judge(real_logits, fake_logits), x)
-        mean = lambda logits: logits.reshape(len(x), -1).mean(1)
-        terms = {"real": mean(real_logits), "fake": mean(fake_logits)}
+        terms = {
+            "real": over_axes(jnp.mean, real_logits),
+            "fake": over_axes(jnp.mean, fake_logits),
+        }
         if regularizer is not None:
             penalty = regularizer(keys[2], discriminate, x, fake)
             terms["penalty"] = per_example("regularizer", penalty, x)

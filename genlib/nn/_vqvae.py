@@ -13,6 +13,7 @@ from genlib.nn._autoencoder_terms import (
     distance,
     mean_squared_error,
     network,
+    over_axes,
 )
 from genlib.quantize import Quantized, Quantizer
 from genlib.types import Array, Key, Scalar
@@ -73,7 +74,8 @@ def vqvae(
 
     Returns:
       A `VQVAE`. Give `quantize.trainable` to `train.init` and `train.make_step`, and
-      `update` to the latter as `absorb`.
+      `update` to the latter as `absorb`; with a `precision`, leave codebooks wide:
+      `[("quantizer", "float32"), (".*", "bfloat16")]`.
 
     Raises:
       ValueError: when called, if x_hat does not have the shape of x, a term is not one
@@ -128,7 +130,7 @@ def vqvae(
         for name, value in quantized.losses.items():
             if name not in factors:
                 raise ValueError(f"weights must have an entry {name!r}; they have none")
-            terms[name] = value.reshape(x.shape[0], -1).mean(1)
+            terms[name] = over_axes(jnp.mean, value)
             total = total + factors[name] * terms[name]
         perplexity = jnp.broadcast_to(quantized.perplexity.mean(), total.shape)
         terms["perplexity"] = perplexity

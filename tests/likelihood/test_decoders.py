@@ -48,6 +48,11 @@ def test_bernoulli():
     np.testing.assert_allclose(got, [-np.log1p(np.exp(-2)), -1e4], rtol=1e-6)
     want = x - scipy.special.expit(logits)
     np.testing.assert_allclose(gradient, want, atol=1e-6)
+    sure = jax.value_and_grad(lambda logits: likelihood.bernoulli(x[:1], logits)[0])(
+        jnp.array([[jnp.inf, -jnp.inf]])
+    )
+    np.testing.assert_array_equal(sure[0], 0)
+    np.testing.assert_array_equal(sure[1], 0)
     soft = likelihood.bernoulli(jnp.array([[0.3]]), jnp.array([[0.7]]))
     ends = [likelihood.bernoulli(jnp.array([[b]]), jnp.array([[0.7]])) for b in (0, 1)]
     np.testing.assert_allclose(soft, 0.7 * ends[0] + 0.3 * ends[1], rtol=1e-6)
@@ -202,6 +207,14 @@ ONES = jnp.ones((2, 3))
         (
             lambda: likelihood.discretized_logistic(2 * ONES, 0.0, 0.0, 3),
             r"it holds 2",
+        ),
+        (
+            lambda: likelihood.discretized_logistic(np.nan * ONES, 0.0, 0.0, 3),
+            r"it holds nan",
+        ),
+        (
+            lambda: likelihood.discretized_logistic(np.inf * ONES, 0.0, 0.0, 3),
+            r"it holds inf",
         ),
         (
             lambda: likelihood.discretized_logistic_mixture(ONES, ONES, 2),

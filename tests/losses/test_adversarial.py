@@ -269,6 +269,11 @@ def test_feature_distance_of_silent_features():
         value, slope = both(silent, other)
         assert value == expected
         assert not slope.any()
+    for length in (1e-20, 1e-14, 1e20):
+        value, slope = both(length * jnp.array([[3.0, 4.0]]), loud)
+        np.testing.assert_allclose(value, 0.4, rtol=1e-5)
+        want = -2 * np.array([[-0.8 * 0.6, 1 - 0.8 * 0.8]]) / 5
+        np.testing.assert_allclose(slope * length, want, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

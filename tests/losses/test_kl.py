@@ -111,6 +111,10 @@ def test_categorical():
     np.testing.assert_allclose(value, want, rtol=1e-5)
     assert jnp.isfinite(gradient[:2]).all()
     np.testing.assert_allclose(losses.kl_categorical(q, p), want, rtol=1e-5)
+    # e^-200 is 0 in float32.
+    faint = jax.value_and_grad(losses.kl_categorical)(jnp.array([0.0, -200.0]), p[1:])
+    assert faint[0] == 0
+    assert jnp.isfinite(faint[1]).all()
     wide = losses.kl_categorical(jnp.array([1e4, -1e4, 3e38], jnp.bfloat16))
     assert wide.dtype == jnp.float32
     np.testing.assert_allclose(wide, np.log(3), rtol=1e-6)

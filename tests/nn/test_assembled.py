@@ -123,6 +123,22 @@ def test_free_bits_cost_nothing(key):
     )
 
 
+@pytest.mark.parametrize("dtype", [jnp.bool, jnp.uint8])
+def test_latents_of_bits_are_no_bits(key, dtype):
+    model = nn.vae(
+        linear(6, 4), linear(2, 6), lambda raw, x: likelihood.bernoulli(x, raw)
+    )
+    x = X[:, 0] > 0
+    params, bits = model.init(key, x), jnp.asarray(x, dtype)
+    z = model.encode(params, bits, key)
+    np.testing.assert_array_equal(z, model.encode(params, x.astype(np.float32), key))
+    for of in (
+        lambda x: model.loss(key, params, x).loss,
+        lambda x: model.log_joint(params, z, x),
+    ):
+        np.testing.assert_allclose(of(bits), of(x.astype(np.float32)), rtol=1e-6)
+
+
 def gan(autoencoder, **settings):
     return nn.vqgan(autoencoder, linear(6, 1), adaptive="kernel", **settings)
 
