@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
+from genlib.quantize._codebook import unit
 from genlib.quantize._entropy import bit_entropy, index_perplexity, mean_entropy
 from genlib.quantize._estimators import straight_through
 from genlib.quantize._fsq import unmasked, without_params
@@ -105,7 +105,7 @@ def binary_spherical(
     ([[0.5, -0.5, 0.5, -0.5]], [10])
     """
     side = 1 / math.sqrt(max(bits, 1))
-    return _binary(bits, side, _to_sphere, gamma, temperature, group_size)
+    return _binary(bits, side, unit, gamma, temperature, group_size)
 
 
 def _binary(
@@ -169,15 +169,6 @@ def _binary(
 def _places(bits: int, ndim: int) -> Array:
     """Return by how much to shift each bit, the first the most: [1, ..., 1, bits]."""
     return jnp.arange(bits - 1, -1, -1, jnp.int32).reshape((1,) * (ndim - 1) + (-1,))
-
-
-def _to_sphere(z: Array) -> Array:
-    """Return z/|z|, and z for 0; finite where squares overflow or vanish too."""
-    largest = jax.lax.stop_gradient(jnp.abs(z)).max(-1, keepdims=True)
-    zero = largest < jnp.finfo(z.dtype).tiny
-    z = z / jnp.where(zero, 1, largest)
-    square = jnp.square(z).sum(-1, keepdims=True)
-    return z / jnp.sqrt(jnp.where(zero, 1, square))
 
 
 def _check_group_size(group_size: int | None, bits: int) -> int:

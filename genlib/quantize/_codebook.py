@@ -18,6 +18,7 @@ from genlib.types import (
     Key,
     Scalar,
     check_positive,
+    check_typed_key,
     concrete,
     safe_sqrt,
 )
@@ -77,7 +78,8 @@ def codebook_statistics(
       `Statistics`, in at least float32 (n is exact up to 2^24).
 
     Raises:
-      ValueError: if shapes do not fit, or an index is known not to be below `size`.
+      ValueError: if shapes do not fit, `key` is no typed key, or an index is known not
+        to be below `size`.
 
     >>> z = jnp.array([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]])
     >>> statistics = codebook_statistics(z, jnp.array([1, 1, 0]), 2)
@@ -101,6 +103,7 @@ def codebook_statistics(
     none = jnp.zeros((size, rows.shape[-1]), rows.dtype)
     both = [none.at[index].add(rows)]
     if key is not None:
+        check_typed_key(key)
         row_key, part_key = jax.random.split(key)
         drawn = draw_rows(row_key, rows, size, mask, axis_name)
         proposed = jax.random.bernoulli(part_key, 1 / parts, (size, 1))
@@ -145,6 +148,8 @@ def draw_rows(
     >>> draw_rows(jax.random.key(0), jnp.ones((5, 1)), 2, None, None).tolist()
     [[1.0], [1.0]]
     """
+    if len(rows) == 0:
+        return jnp.zeros((size, rows.shape[-1]), rows.dtype)
     count = len(rows) if mask is None else mask.sum(dtype=jnp.int32)
     total, before = count, 0
     if axis_name is not None:
@@ -172,16 +177,18 @@ def draw_rows(
 
 
 def unit(z: Array) -> Array:
-    """Return z / |z|, and 0 with a finite gradient of 0; no square overflows.
+    """Return z / |z|, and z where it is 0, with its gradient; no square overflows.
 
-    >>> unit(jnp.array([[0.0, 4e30], [0.0, 0.0]])).tolist()
+    >>> unit(jnp.array([[0.0, 3e38], [0.0, 0.0]])).tolist()
     [[0.0, 1.0], [0.0, 0.0]]
     """
-    # Lengths do not matter to the result, so neither to its gradient.
+    # Lengths do not matter to the result, so neither to its gradient. The reciprocal
+    # of what divides must not vanish: compilers multiply by it.
+    tiny = float(jnp.finfo(z.dtype).tiny)
     largest = jax.lax.stop_gradient(jnp.abs(z).max(-1, keepdims=True))
-    z = z / jnp.where(largest > 0, largest, 1)
+    z = z / jnp.where(largest < tiny, 1, jnp.minimum(largest, 1 / tiny))
     norm = safe_sqrt(jnp.square(z).sum(-1, keepdims=True))
-    return z / jnp.where(norm > 0, norm, 1)
+    return z / jnp.where(largest < tiny, 1, norm)
 
 
 def init_ema(codebook: ArrayLike) -> State:
@@ -191,12 +198,20 @@ def init_ema(codebook: ArrayLike) -> State:
       codebook: [K, D].
 
     Returns:
-      {"n": [K], "sum": [K, D]}.
+      {"n": [K], "sum": [K, D]}, in at least float32.
+
+    Raises:
+      ValueError: if `codebook` is not floating point [K, D].
 
     >>> init_ema(jnp.array([[2.0, 0.0]]))["n"]
     Array([1.], dtype=float32)
     """
-    codebook = check_vectors(codebook)
+    codebook = jnp.asarray(codebook)
+    if codebook.ndim != 2 or not jnp.issubdtype(codebook.dtype, jnp.floating):
+        raise ValueError(
+            "codebook must be floating point codes [K, D]; it is "
+            f"{codebook.dtype}{list(codebook.shape)}"
+        )
     codebook = without_masked(codebook, None)
     return {"n": jnp.ones(len(codebook), codebook.dtype), "sum": codebook}
 
@@ -219,6 +234,7 @@ def ema_codebook(state: State, eps: Scalar = 1e-5) -> Array:
     [[2.0], [4.0]]
     """
     n, total = state["n"], state["n"].sum()
+    eps = jnp.asarray(eps, n.dtype)
     smooth = (n + eps) * (total / (total + len(n) * eps))
     return state["sum"] / smooth[:, None]
 

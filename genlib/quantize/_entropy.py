@@ -28,7 +28,7 @@ def index_perplexity(indices: Array, size: int, axis_name: Any = None) -> Array:
     indices = jnp.sort(indices)
     changes = jnp.append(False, indices[1:] != indices[:-1])
     number = jnp.where(indices < 0, -1, jnp.cumsum(changes, dtype=jnp.int32))
-    result = perplexity(histogram(number, len(number)))
+    result = perplexity(histogram(number, max(len(number), 1)))
     # The same on all devices; the mean tells the compiler so.
     return result if axis_name is None else jax.lax.pmean(result, axis_name)
 
@@ -72,7 +72,7 @@ def mean_entropy(
     if axis_name is not None:
         sums, n = jax.lax.psum((sums, n), axis_name)
     p = sums / jnp.where(n > 0, n, 1)
-    return -(p * jnp.log(jnp.where(p == 0, 1, p))).sum()
+    return jax.scipy.special.entr(jnp.where(p == 0, 1, p)).sum()
 
 
 def _joint(logits: Array) -> Array:

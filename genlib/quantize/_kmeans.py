@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from genlib.quantize._codebook import codebook_statistics, draw_rows, unit
 from genlib.quantize._nearest import METRICS, nearest
 from genlib.quantize._quantizer import check_mask, check_vectors, without_masked
-from genlib.types import Array, ArrayLike, Key, concrete
+from genlib.types import Array, ArrayLike, Key, check_typed_key, concrete
 
 
 def kmeans(
@@ -43,13 +43,15 @@ def kmeans(
       [K, D], in at least float32.
 
     Raises:
-      ValueError: if there are known to be fewer than K vectors that are not masked.
-        (If only a traced mask says so, some codes start from the same vector.)
+      ValueError: if `key` is no typed key, or there are known to be fewer than K
+        vectors that are not masked. (If only a traced mask says so, some codes start
+        from the same vector.)
 
     >>> z = jnp.array([[0.0], [1.0], [10.0], [11.0]])
     >>> jnp.sort(kmeans(jax.random.key(0), z, 2), 0).tolist()
     [[0.5], [10.5]]
     """
+    check_typed_key(key)
     z = check_vectors(z)
     mask = check_mask(mask, z.shape[:-1])
     _check_enough(z, size, mask, axis_name)

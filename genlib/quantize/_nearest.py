@@ -27,8 +27,10 @@ def nearest(
 
     argmin_k |z - c_k| = argmax_k <z, c_k> - |c_k|^2 / 2, or argmax_k <z, c_k> / |c_k|
     of "cosine", where a code of 0 scores 0. Products have the highest precision of the
-    device, at least float32. Of equally near codes it is the first, so for z = 0 under
-    "cosine" it is 0; for a vector that holds NaN it is 0 too. No gradient flows.
+    device, at least float32; their rounding hides what is small beside |z|, so subtract
+    a mean first if all vectors are far from 0. Of equally near codes it is the first,
+    so for z = 0 under "cosine" it is 0; for a vector that holds NaN it is 0 too. No
+    gradient flows.
 
     Vectors are taken in blocks, so that memory does not grow with vectors x codes. A
     block holds as many vectors of each device, if the first axis is split over devices

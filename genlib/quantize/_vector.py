@@ -32,7 +32,14 @@ from genlib.quantize._quantizer import (
 from genlib.quantize._reset import check_share, dead_codes, reset_dead
 from genlib.quantize._usage import histogram, perplexity
 from genlib.tree import lerp
-from genlib.types import Array, Key, Scalar, check_positive, compute_dtype
+from genlib.types import (
+    Array,
+    ArrayLike,
+    Key,
+    Scalar,
+    check_positive,
+    compute_dtype,
+)
 
 Estimator = Callable[[Array, Array], Array]
 
@@ -93,7 +100,7 @@ def vq(
     _check_settings(size, metric, init, steps, reset, parts)
 
     def start(
-        key: Key, z: Array, *, mask: Array | None = None, axis_name: Any = None
+        key: Key, z: ArrayLike, *, mask: ArrayLike | None = None, axis_name: Any = None
     ) -> Params:
         codebook = _start(key, z, size, metric, init, steps, mask, axis_name)
         if reset is None:
@@ -103,13 +110,15 @@ def vq(
 
     def quantize(
         params: Params,
-        z: Array,
+        z: ArrayLike,
         *,
-        mask: Array | None = None,
+        mask: ArrayLike | None = None,
         key: Key | None = None,
         axis_name: Any = None,
     ) -> Quantized:
         codebook = params["codebook"]
+        z = check_vectors(z, codebook.shape[-1])
+        mask = check_mask(mask, z.shape[:-1])
         vectors, indices, codes = _nearest_codes(codebook, z, metric, mask)
         fixed = jax.lax.stop_gradient
         losses = {
@@ -131,7 +140,7 @@ def vq(
         )
         return Quantized(codes, indices, losses, perplexity(statistics.n), statistics)
 
-    def lookup(params: Params, indices: Array) -> Array:
+    def lookup(params: Params, indices: ArrayLike) -> Array:
         return _codes(params["codebook"], check_indices(indices, size), metric)
 
     def update(params: Params, statistics: Any) -> Params:
@@ -207,7 +216,7 @@ def ema_vq(
     check_positive("eps", eps)
 
     def start(
-        key: Key, z: Array, *, mask: Array | None = None, axis_name: Any = None
+        key: Key, z: ArrayLike, *, mask: ArrayLike | None = None, axis_name: Any = None
     ) -> Params:
         codebook = _start(key, z, size, metric, init, steps, mask, axis_name)
         return {"statistics": init_ema(codebook)}
@@ -217,13 +226,16 @@ def ema_vq(
 
     def quantize(
         params: Params,
-        z: Array,
+        z: ArrayLike,
         *,
-        mask: Array | None = None,
+        mask: ArrayLike | None = None,
         key: Key | None = None,
         axis_name: Any = None,
     ) -> Quantized:
-        vectors, indices, codes = _nearest_codes(codebook_of(params), z, metric, mask)
+        codebook = codebook_of(params)
+        z = check_vectors(z, codebook.shape[-1])
+        mask = check_mask(mask, z.shape[:-1])
+        vectors, indices, codes = _nearest_codes(codebook, z, metric, mask)
         losses = {"commitment": mean_square(vectors - codes, mask)}
         statistics = codebook_statistics(
             vectors,
@@ -237,7 +249,7 @@ def ema_vq(
         codes = estimator(vectors, codes).astype(z.dtype)
         return Quantized(codes, indices, losses, perplexity(statistics.n), statistics)
 
-    def lookup(params: Params, indices: Array) -> Array:
+    def lookup(params: Params, indices: ArrayLike) -> Array:
         return _codes(codebook_of(params), check_indices(indices, size), metric)
 
     def update(params: Params, statistics: Statistics) -> Params:
@@ -253,8 +265,6 @@ def _nearest_codes(
     codebook: Array, z: Array, metric: str, mask: Array | None
 ) -> tuple[Array, Array, Array]:
     """Return vectors as they are compared, their indices and their codes."""
-    z = check_vectors(z, codebook.shape[-1])
-    mask = check_mask(mask, z.shape[:-1])
     z = without_masked(z, mask)
     z = unit(z) if metric == "cosine" else z
     indices = nearest(codebook, z, metric=metric)
@@ -270,12 +280,12 @@ def _codes(codebook: Array, indices: Array, metric: str) -> Array:
 
 def _start(
     key: Key,
-    z: Array,
+    z: ArrayLike,
     size: int,
     metric: str,
     init: str,
     steps: int,
-    mask: Array | None,
+    mask: ArrayLike | None,
     axis_name: Any,
 ) -> Array:
     """Return the codebook before training, [K, D] in at least float32."""

@@ -9,6 +9,7 @@ import pytest
 from laws.registry import jit_once
 
 from genlib import quantize
+from genlib.quantize._entropy import index_perplexity
 
 Z = jnp.array([[0.5, -0.5, 0.2, -0.1], [1.0, 1.0, -1.0, -1.0]])
 
@@ -111,6 +112,20 @@ def sizes(jaxpr):
                 yield from sizes(inner)
 
 
+def test_the_curvature_of_sure_bits_is_finite(key):
+    """1/p^2, where a product rule of p log p meets it, is not."""
+    bottleneck = quantize.binary_spherical(4)  # probabilities down to e^-400
+    loss = lambda z: bottleneck.quantize({}, z).losses["entropy"].sum()
+    z = jax.random.normal(key, (6, 4))
+    curvature = jit_once(lambda z: jax.jvp(jax.grad(loss), (z,), (z,))[1])(z)
+    assert np.isfinite(curvature).all()
+    assert np.abs(curvature).max() > 0
+
+
+def test_nothing_is_counted_of_an_empty_batch_of_many_codes():
+    assert index_perplexity(jnp.zeros(0, jnp.int32), 2**17) == 0
+
+
 def test_memory_does_not_grow_with_the_number_of_codes():
     z = jax.ShapeDtypeStruct((256, 18), jnp.float32)
 
@@ -175,7 +190,7 @@ def test_spherical_codes_are_the_nearest_and_know_no_length(key):
     u = np.asarray(z) / np.linalg.norm(z, axis=-1, keepdims=True)
     nearest = ((u[:, None] - codes) ** 2).sum(-1).argmin(-1)
     run = jit_once(lambda z: bottleneck.quantize({}, z))
-    for scale in (1e-30, 1.0, 1e30):
+    for scale in (1e-30, 1.0, 5e37):  # some of the last are beyond 1 / tiny
         quantized = run(z * scale)
         np.testing.assert_array_equal(quantized.indices, nearest)
         np.testing.assert_allclose(

@@ -7,7 +7,7 @@ import pytest
 from laws.registry import jit_once
 
 from genlib import quantize
-from genlib.quantize._codebook import draw_rows
+from genlib.quantize._codebook import draw_rows, unit
 
 CODES = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0], [5.0, 5.0]])
 Z = np.array([[0.1, 0.1], [0.9, -0.2], [1.2, 0.1], [0, 1.5], [0.2, 2.2], [-0.1, 0]])
@@ -147,6 +147,26 @@ def test_parts_of_a_batch_propose_one_candidate_together(key):
     assert (np.abs(rows).max(-1).min(-1) == 0).all()
 
 
+def test_an_empty_batch_proposes_nothing(key):
+    batch = quantize.codebook_statistics(jnp.ones((0, 2)), jnp.ones(0, int), 4, key=key)
+    for leaf, shape in zip(batch, [(4,), (4, 2), (4, 2), (4,)], strict=True):
+        np.testing.assert_array_equal(leaf, np.zeros(shape))
+
+
+def test_wide_settings_do_not_widen_the_codebook(x64):
+    state = quantize.init_ema(jnp.float32(CODES))
+    assert quantize.ema_codebook(state, np.float64(1e-5)).dtype == jnp.float32
+
+
+def test_lengths_beyond_the_reciprocal_of_the_least_number():
+    """Compiled, z / 1e38 is z times 0, as the reciprocal is flushed to it."""
+    z = jnp.array([[3e38, 3e38], [1.2e-38, 0.0], [1e-42, 0.0]])
+    value, vjp = jax.vjp(jax.jit(unit), z)
+    half = np.sqrt(0.5)
+    np.testing.assert_allclose(value[:2], [[half, half], [1.0, 0.0]], rtol=1e-6)
+    assert np.isfinite(vjp(jnp.ones_like(z))[0]).all()
+
+
 def test_settings_may_be_traced(key):
     state = quantize.init_ema(jnp.float32(CODES))
     batch = quantize.codebook_statistics(jnp.float32(Z), INDICES, 4, key=key)
@@ -171,6 +191,16 @@ def test_what_does_not_fit_is_refused():
         (
             "indices must be within 0 .. 1",
             lambda: quantize.codebook_statistics(z, INDICES, 2),
+        ),
+        (
+            r"codebook must be .* \[K, D\]; it is float32\[3\]",
+            lambda: quantize.init_ema(jnp.ones(3)),
+        ),
+        (
+            "key must be a typed key",
+            lambda: quantize.codebook_statistics(
+                z, INDICES, 4, key=jax.random.PRNGKey(0)
+            ),
         ),
         ("parts must be", lambda: quantize.codebook_statistics(z, INDICES, 4, parts=0)),
         (

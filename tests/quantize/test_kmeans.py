@@ -66,6 +66,8 @@ def test_fewer_vectors_than_codes_are_refused(key):
         quantize.kmeans(key, z, 4, mask=mask)
     with pytest.raises(ValueError, match="size must be at least 1; it is 0"):
         quantize.kmeans(key, z, 0)
+    with pytest.raises(ValueError, match="key must be a typed key"):
+        quantize.kmeans(jax.random.PRNGKey(0), z, 2)
     with pytest.raises(ValueError, match="steps must not be negative"):
         quantize.kmeans(key, z, 2, steps=-1)
     with pytest.raises(ValueError, match="metric must be one of"):

@@ -171,6 +171,22 @@ def test_a_batch_without_vectors_changes_nothing(name, key):
     jax.tree.map(np.testing.assert_array_equal, moved, params)
 
 
+@pytest.mark.parametrize("name", MAKERS)
+def test_host_arrays_have_the_width_of_the_session(name, key):
+    z, mask = np.arange(6.0).reshape(3, 2), [True, True, False]
+    layer = MAKERS[name](2, init="normal")
+
+    @jit_once
+    def run(key):
+        params = layer.init(key, z, mask=mask)
+        return layer.quantize(params, z, mask=mask)
+
+    out = run(key)
+    assert out.codes.dtype == jnp.float32
+    assert out.indices[2] == -1
+    np.testing.assert_array_equal(out.losses["commitment"][2], 0)
+
+
 def test_starts(key):
     z = np.random.default_rng(0).normal(size=(4, 50, 3)).astype("f")
 
