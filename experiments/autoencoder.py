@@ -54,7 +54,7 @@ class Likelihood(NamedTuple):
 
     Attributes:
       channels: numbers that it emits for each of the image's.
-      log_prob: `(raw, x) -> [B]` in nats, images in [-1, 1].
+      log_prob: `(x, raw) -> [B]` in nats, images in [-1, 1].
       image: `raw -> x`, the mean.
       counts: whether nats are those of pixels, not of a density.
     """
@@ -202,13 +202,13 @@ def normal(beta: float = 1.0, free_bits: float = 0.0) -> dict[str, float]:
 def gaussian(std: float = 0.1, *, levels: int) -> Likelihood:
     """Return N(raw, std^2), a density of images in [-1, 1]."""
     log_std = math.log(std)
-    log_prob = lambda raw, x: likelihood.gaussian(x, raw, jnp.full_like(raw, log_std))
+    log_prob = lambda x, raw: likelihood.gaussian(x, raw, log_std)
     return Likelihood(1, log_prob, lambda raw: raw)
 
 
 def bernoulli(*, levels: int) -> Likelihood:
     """Return the likelihood of images as shades between black and white."""
-    log_prob = lambda raw, x: likelihood.bernoulli((x + 1) / 2, raw)
+    log_prob = lambda x, raw: likelihood.bernoulli((x + 1) / 2, raw)
     return Likelihood(1, log_prob, lambda raw: 2 * jax.nn.sigmoid(raw) - 1)
 
 
@@ -219,7 +219,7 @@ def discretized_logistic(*, levels: int) -> Likelihood:
         mean, log_scale = jnp.split(raw, 2, axis=-1)
         return mean, log_scale - 1.0
 
-    def log_prob(raw: Array, x: Array) -> Array:
+    def log_prob(x: Array, raw: Array) -> Array:
         mean, log_scale = split(raw)
         return likelihood.discretized_logistic(x, mean, log_scale, levels)
 

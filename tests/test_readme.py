@@ -97,13 +97,14 @@ def test_own_layer_passes_the_law(key):
     assert jnp.abs(scope["flow"].forward(scope["params"], x)[1]).min() > 0.1
 
 
-def test_codes_and_latents(key):
+def test_codes_and_latents():
     images = load_digits().images[:64, ..., None].astype(np.float32) / 8 - 1
-    scope = {"images": images, "batches": [images] * 2, "key": key}
+    scope = {"images": images, "batches": [images] * 2}
     exec(PYTHON[4], scope)
     assert int(scope["state"].step) == 2
     assert scope["indices"].shape == (64, 4, 4, 2)
     assert scope["again"].shape == scope["rough"].shape == images.shape
+    assert scope["new"].shape == (4, 8, 8, 1)
     n = scope["params"]["quantizer"]["statistics"]["n"]
     assert n.shape == (2, 64)
     assert float(n.sum()) > 2 * 64  # it moves from one a code to its share of 1024

@@ -3,6 +3,7 @@
     python -m experiments.train --config=cifar10_vqvae --config.data.directory=DIR
 
 DIR holds the six files of the binary version of CIFAR-10, see `experiments/data.py`.
+Only the mode `smoke` was run: no number of it is known.
 """
 
 from typing import Any

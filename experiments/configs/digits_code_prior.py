@@ -2,7 +2,11 @@
 
     python -m experiments.train --config=digits_code_prior
 
-Needs no data and no GPU.
+Needs no data and no GPU. Took 407 s, both stages and the measurements, on two CPU cores
+that other work shared. Measured with jax 0.10.2, seed 0: 4.19 bits a code on the 397
+held-out digits (64 equally likely codes have 6), squared Frechet distance 0.730 of 2000
+samples to these digits (training digits 0.351), 88.6 % of the samples in the right
+class by a logistic regression (right on 97.7 % of the held-out digits).
 """
 
 from typing import Any

@@ -2,7 +2,21 @@
 
     python -m experiments.train --config=digits_latent_flow
 
-Needs no data and no GPU.
+Needs no data and no GPU. Took 579 s, both stages and the measurements, on two CPU cores
+that other work shared. Measured with jax 0.10.2, seed 0: squared Frechet distance of
+2000 samples to the 397 held-out digits (the training digits have 0.351; the flow on
+pixels, `digits_flow`, 0.427 at 50) and share of samples in the right class.
+
+| NFE | euler         | heun          | dpmpp_2m      |
+|----:|---------------|---------------|---------------|
+|  10 | 0.612 / 0.994 | 0.508 / 0.990 | 0.506 / 0.990 |
+|  20 | 0.548 / 0.991 | 0.498 / 0.990 | 0.493 / 0.990 |
+|  50 | 0.513 / 0.991 | 0.491 / 0.990 | 0.491 / 0.990 |
+
+Heun takes an odd number of calls, 9, 19 and 49. The autoencoder gives back held-out
+digits at 28.3 dB (of images in [-1, 1]). Its likelihood is sharp, N(mean, 0.1^2), so
+that latents lose little and the prior is left to the flow; with the likelihood of
+`digits_vae` three of four channels hold next to nothing.
 """
 
 from typing import Any

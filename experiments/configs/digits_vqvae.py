@@ -2,7 +2,11 @@
 
     python -m experiments.train --config=digits_vqvae
 
-Needs no data and no GPU.
+Needs no data and no GPU. Measured with jax 0.10.2, seed 0, on the 397 held-out digits:
+mean squared error 0.0200 of images in [-1, 1] (23.0 dB; training digits 25.5), all 64
+codes in use with perplexity 60.5. With 1000 steps instead of 500 the held-out error is
+the same and that of the training digits 0.0042. Took 183 s on two CPU cores that other
+work shared.
 """
 
 from typing import Any
@@ -31,7 +35,7 @@ def get_config(mode: str = "") -> ConfigDict:
     config.weights = ()
     config.init_batch = 512
 
-    config.steps = 1000
+    config.steps = 500
     config.learning_rate = 1e-3
     config.warmup = 50
     config.weight_decay = 1e-4

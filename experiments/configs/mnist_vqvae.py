@@ -2,7 +2,8 @@
 
     python -m experiments.train --config=mnist_vqvae --config.data.directory=DIR
 
-DIR holds the four idx files of MNIST, see `experiments/data.py`.
+DIR holds the four idx files of MNIST, see `experiments/data.py`. Only the
+mode `smoke` was run: no number of it is known.
 """
 
 from typing import Any

@@ -68,7 +68,7 @@ def ladder_vae(
     Args:
         shape: `(H, W, C)` of the images, H and W divisible by `2**(len(blocks) - 1)`.
         features: channels of both paths.
-        log_likelihood: `(raw, x) -> [B]`, ln p(x | z) in nats, of raw numbers
+        log_likelihood: `(x, raw) -> [B]`, ln p(x | z) in nats, of raw numbers
             `[B, H, W, out_channels]` in at least float32; see `genlib.likelihood`.
         blocks: groups of latents at each level, from the finest to the coarsest; as
             many residual blocks go up.
@@ -82,7 +82,7 @@ def ladder_vae(
         param_dtype: dtype of the parameters.
 
     Returns:
-        A `LadderVAE`.
+        A `LadderVAE`. It gives no estimate of log p(x) beyond the bound.
 
     Raises:
         ValueError: if a size is not positive or does not divide, `remat` is no policy,
@@ -92,8 +92,8 @@ def ladder_vae(
     Source: arXiv:1602.02282, arXiv:2011.10650.
 
     >>> import jax
-    >>> log_likelihood = lambda raw, x: -jnp.square(raw - x).sum((1, 2, 3))
-    >>> model = ladder_vae((4, 4, 1), 8, log_likelihood, blocks=(1, 1), latent=2)
+    >>> from genlib import likelihood
+    >>> model = ladder_vae((4, 4, 1), 8, likelihood.gaussian, blocks=(1, 1), latent=2)
     >>> x = jnp.ones((3, 4, 4, 1))
     >>> params = jax.eval_shape(model.init, jax.random.key(0), x)
     >>> result = jax.eval_shape(model.loss, jax.random.key(1), params, x)
@@ -122,7 +122,7 @@ def ladder_vae(
         key: Key, params: Any, x: Array, annealing: Scalar = 1.0
     ) -> AutoencoderLoss:
         raw, kl = apply(params, len(x), checked(x), example_keys(key, x))
-        nats = per_example("log_likelihood", log_likelihood(raw, x), x)
+        nats = per_example("log_likelihood", log_likelihood(x, raw), x)
         groups = {f"kl/{i}": kl[:, i] for i in range(kl.shape[1])}
         terms = {"reconstruction": -nats, "kl": kl.sum(1), **groups}
         total = losses.free_bits(kl, free_bits).sum(1)

@@ -17,7 +17,7 @@ from genlib.nn._autoencoder_terms import (
     over_axes,
     per_example,
 )
-from genlib.types import Array, Key, Scalar, compute_dtype
+from genlib.types import Array, Key, Scalar, check_typed_key, compute_dtype
 
 
 class VAE(NamedTuple):
@@ -64,8 +64,8 @@ def vae(
       encoder: `rngs -> module`, x [B, ...] to [B, ..., 2 D]: the means of the latents,
         and the logs of their standard deviations. Modules may take a `key` for dropout.
       decoder: `rngs -> module`, latents [B, ..., D] to whatever the likelihood takes.
-      log_likelihood: `(raw, x) -> [B]`, ln p(x | z) in nats, of what the decoder made
-        of z; see the table of `genlib.likelihood`.
+      log_likelihood: `(x, raw) -> [B]`, ln p(x | z) in nats, of what the decoder made
+        of z: `likelihood.bernoulli`, or another of the table of `genlib.likelihood`.
       beta: weight of the KL divergence (arXiv:1804.03599 is its view as a bottleneck).
       free_bits: nats of each latent variable that cost nothing, see
         `losses.free_bits`.
@@ -83,11 +83,11 @@ def vae(
     Source: arXiv:1312.6114; beta: Higgins et al., ICLR 2017.
 
     >>> from flax import nnx
-    >>> from genlib import nn
+    >>> from genlib import likelihood, nn
     >>> model = nn.vae(
     ...     lambda rngs: nnx.Linear(6, 4, rngs=rngs),
     ...     lambda rngs: nnx.Linear(2, 6, rngs=rngs),
-    ...     lambda raw, x: -jnp.square(raw - x).sum(-1),
+    ...     lambda x, raw: likelihood.gaussian(x, raw, -1.0),
     ... )
     >>> x = jnp.ones((4, 6))
     >>> params = model.init(jax.random.key(0), x)
@@ -124,12 +124,13 @@ def vae(
     def loss(
         key: Key, params: Any, x: Array, annealing: Scalar = 1.0
     ) -> AutoencoderLoss:
+        check_typed_key(key)
         key_encoder, key_z, key_decoder = jax.random.split(key, 3)
         moments = posterior(params, x, key_encoder)
         kl = losses.kl_normal(*moments)
         z = like(losses.reparameterize(key_z, *moments), x)
         raw = decode(params, z, key_decoder)
-        nats = per_example("log_likelihood", log_likelihood(raw, x), x)
+        nats = per_example("log_likelihood", log_likelihood(x, raw), x)
         total = over_axes(jnp.sum, losses.free_bits(kl, free_bits))
         total = beta * annealing * total - nats
         terms = {"reconstruction": -nats, "kl": over_axes(jnp.sum, kl)}
@@ -140,7 +141,7 @@ def vae(
 
     def log_joint(params: Any, z: Array, x: Array) -> Array:
         raw = decode(params, like(z, x))
-        nats = per_example("log_likelihood", log_likelihood(raw, x), x)
+        nats = per_example("log_likelihood", log_likelihood(x, raw), x)
         squares = jnp.square(z) + jnp.log(2 * jnp.pi)
         return nats - 0.5 * over_axes(jnp.sum, squares)
 

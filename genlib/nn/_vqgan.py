@@ -77,7 +77,8 @@ def vqgan(
       maximum: of lambda.
 
     Returns:
-      A `VQGAN`.
+      A `VQGAN`. In `train.make_step` both parts have a loss and an optimizer, under the
+      names of the parameters, with `absorb={"autoencoder": model.update}` for codes.
 
     Raises:
       ValueError: when called, if `adaptive` is no parameter of the decoder, or a term
@@ -129,22 +130,20 @@ def vqgan(
             "adversarial": fooling,
             "adversarial_weight": jnp.broadcast_to(factor, fooling.shape),
         }
-        return made._replace(
-            loss=made.loss + adversarial * factor * fooling, terms=terms
-        )
+        loss = made.loss + adversarial * factor * fooling
+        return made._replace(loss=loss, terms=terms)
 
     def discriminator_loss(key: Key, params: Any, x: Array) -> AutoencoderLoss:
         key_own, *keys = jax.random.split(key, 4)
         made = autoencoder.loss(key_own, params["autoencoder"], x)
         fake = like(jax.lax.stop_gradient(made.x_hat), x)
-        discriminate = lambda x, key=None: run_discriminator(
-            params["discriminator"], x, key
-        )
-        real_logits, fake_logits = discriminate(x, keys[0]), discriminate(fake, keys[1])
-        loss = per_example("judge", judge(real_logits, fake_logits), x)
+        own = params["discriminator"]
+        discriminate = lambda x, key=None: run_discriminator(own, x, key)
+        real, unreal = discriminate(x, keys[0]), discriminate(fake, keys[1])
+        loss = per_example("judge", judge(real, unreal), x)
         terms = {
-            "real": over_axes(jnp.mean, real_logits),
-            "fake": over_axes(jnp.mean, fake_logits),
+            name: over_axes(jnp.mean, y)
+            for name, y in (("real", real), ("fake", unreal))
         }
         if regularizer is not None:
             penalty = regularizer(keys[2], discriminate, x, fake)

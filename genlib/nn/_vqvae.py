@@ -33,7 +33,8 @@ class VQVAE(NamedTuple):
       decode: `(params, codes, key=None) -> x_hat`, of codes [B, ..., D].
       lookup: `(params, indices) -> x_hat`: indices, decoded.
       loss: `(key, params, x) -> AutoencoderLoss`, whose terms hold the "perplexity" of
-        the batch too. `key` may be None, for held-out data.
+        the batch too, the mean over codebooks if there are several. `key` may be None,
+        for held-out data.
       update: `(params, statistics) -> params`, the `absorb` of `train.make_step`.
     """
 
@@ -74,8 +75,10 @@ def vqvae(
 
     Returns:
       A `VQVAE`. Give `quantize.trainable` to `train.init` and `train.make_step`, and
-      `update` to the latter as `absorb`; with a `precision`, leave codebooks wide:
-      `[("quantizer", "float32"), (".*", "bfloat16")]`.
+      `update` to the latter as `absorb`: without it averaged codebooks stay where
+      `init` put them. With a `precision`, leave codebooks wide: `[("quantizer",
+      "float32"), (".*", "bfloat16")]`. It takes no masks: for padded sequences call
+      encoder, quantizer (with `mask`) and decoder yourself.
 
     Raises:
       ValueError: when called, if x_hat does not have the shape of x, a term is not one

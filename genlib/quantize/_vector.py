@@ -56,7 +56,7 @@ def vq(
     init: str = "kmeans",
     steps: int = 10,
     reset: Scalar | None = None,
-    parts: int = 1,
+    parts: int = 2,
 ) -> Quantizer:
     """Quantise to the nearest of `size` codes, which the optimizer trains.
 
@@ -79,7 +79,11 @@ def vq(
       reset: share of the average use below which a code is dead, and `update` puts it
         to a vector of the batch, if `quantize` had a key; None lets it be. Use is
         a moving average of decay 0.99. See `reset_dead`.
-      parts: see `codebook_statistics`.
+      parts: in about how many parts a batch comes whose statistics are added up:
+        `accumulate` of `train.make_step`, times the devices under `shard_map_step` or
+        `pmap_step`. Each part proposes a new place for a code with probability 1/parts,
+        and a dead code restarts where just one does. The default suits 1 to 4; with far
+        more parts than said, dead codes do not restart.
 
     Returns:
       A `Quantizer` with parameters {"codebook": [K, D]}, and with `reset`
@@ -169,7 +173,7 @@ def ema_vq(
     init: str = "kmeans",
     steps: int = 10,
     reset: Scalar | None = None,
-    parts: int = 1,
+    parts: int = 2,
 ) -> Quantizer:
     """Quantise to the nearest of `size` codes, moving averages of what chose them.
 
@@ -191,7 +195,7 @@ def ema_vq(
       reset: share of the average n below which a code is dead, and `update` restarts
         it at a vector of the batch, if `quantize` had a key; None lets it be. See
         `reset_dead`.
-      parts: see `codebook_statistics`.
+      parts: see `vq`.
 
     Returns:
       A `Quantizer` with parameters {"statistics": {"n": [K], "sum": [K, D]}}, which are

@@ -83,7 +83,8 @@ def make_step(
       loss_fn: `(params, batch, key) -> (loss_sum, weight, aux)`. `loss_sum` is the
         scalar sum of the weighted losses, `weight` the sum of the weights (the number
         of examples where all count the same), `aux` a dict of `(sum, weight)` pairs of
-        scalars, each averaged over the batch in the same way.
+        scalars, each averaged over the batch in the same way. It sees no step: what
+        follows a schedule comes in the batch, one number for each row.
       tx: the transformation given to `init`. It sees float32 gradients of float leaves.
       ema: decay of the moving average of the parameters, in [0, 1), or a function from
         `state.step` to it (`power_ema`, `warmup_ema`); a tuple of these for several

@@ -85,7 +85,7 @@ STD = 0.5
 
 
 def normal(**settings):
-    log_likelihood = lambda raw, x: likelihood.gaussian(x, raw, math.log(STD))
+    log_likelihood = lambda x, raw: likelihood.gaussian(x, raw, math.log(STD))
     return nn.vae(linear(6, 4), linear(2, 6), log_likelihood, **settings)
 
 
@@ -125,9 +125,7 @@ def test_free_bits_cost_nothing(key):
 
 @pytest.mark.parametrize("dtype", [jnp.bool, jnp.uint8])
 def test_latents_of_bits_are_no_bits(key, dtype):
-    model = nn.vae(
-        linear(6, 4), linear(2, 6), lambda raw, x: likelihood.bernoulli(x, raw)
-    )
+    model = nn.vae(linear(6, 4), linear(2, 6), likelihood.bernoulli)
     x = X[:, 0] > 0
     params, bits = model.init(key, x), jnp.asarray(x, dtype)
     z = model.encode(params, bits, key)
@@ -219,7 +217,7 @@ WRONG = {
     ),
     "weights must have an entry 'odd'": codes(odd_quantizer()),
     r"encoder must return \[B, ..., 2 D\]": nn.vae(
-        linear(6, 3), linear(1, 6), lambda raw, x: raw.sum((1, 2))
+        linear(6, 3), linear(1, 6), lambda x, raw: raw.sum((1, 2))
     ),
 }
 

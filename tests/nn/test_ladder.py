@@ -16,7 +16,7 @@ double = dict(dtype=jnp.float64, param_dtype=jnp.float64)
 SIGMA = 0.5
 
 
-def gaussian(raw, x):
+def gaussian(x, raw):
     squares = jnp.square((raw - x) / SIGMA) + np.log(2 * np.pi * SIGMA**2)
     return -0.5 * squares.sum((1, 2, 3))
 
@@ -238,7 +238,7 @@ def test_model_is_its_blocks_one_by_one(x64, key):
     total, (raw, kl), gradient, expected = everything(params)
     np.testing.assert_allclose(raw, expected[0], rtol=1e-9)
     np.testing.assert_allclose(kl, expected[1], rtol=1e-9)
-    np.testing.assert_allclose(total, kl.sum() - gaussian(raw, x).sum(), rtol=1e-12)
+    np.testing.assert_allclose(total, kl.sum() - gaussian(x, raw).sum(), rtol=1e-12)
     for path, leaf in jax.tree.leaves_with_path(gradient):
         blocks = leaf if "descent" in str(path) else leaf[None]
         assert all(block.any() for block in blocks), path
@@ -256,7 +256,7 @@ def test_new_model_knows_nothing(key):
 def test_program_does_not_grow_with_blocks_and_keeps_dtypes():
     def traced(blocks):
         sizes = dict(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, out_channels=2)
-        likelihood = lambda raw, x: gaussian(raw[..., :1], x.astype(raw.dtype))
+        likelihood = lambda x, raw: gaussian(x.astype(raw.dtype), raw[..., :1])
         model = nn.ladder_vae((4, 2, 1), 4, likelihood, blocks=blocks, **sizes)
         x, key = jnp.zeros((3, 4, 2, 1), jnp.bfloat16), jax.random.key(0)
         params = jax.eval_shape(model.init, key, x)
@@ -276,7 +276,7 @@ def test_program_does_not_grow_with_blocks_and_keeps_dtypes():
 def test_refusals(key):
     make = functools.partial(nn.ladder_vae, log_likelihood=gaussian)
     model = make((4, 4, 1), 4, blocks=(1, 1))
-    wrong = make((4, 4, 1), 4, blocks=(1,), log_likelihood=lambda raw, x: raw.sum())
+    wrong = make((4, 4, 1), 4, blocks=(1,), log_likelihood=lambda x, raw: raw.sum())
     x = jnp.zeros((2, 4, 4, 1))
     params = functools.partial(jax.eval_shape, model.init, key)
     table = {

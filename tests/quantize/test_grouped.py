@@ -87,7 +87,7 @@ def test_heads_share_a_codebook_and_add_up_their_statistics():
 
 
 def test_heads_restart_dead_codes_at_pieces_of_the_batch():
-    quantizer = quantize.grouped(quantize.ema_vq(6, reset=0.5), 2, shared=True)
+    quantizer = quantize.grouped(quantize.ema_vq(6, reset=0.5, parts=1), 2, shared=True)
     codebook = np.full((6, 2), 100.0, "f")
     codebook[0] = 0  # the only one that is chosen
     n = np.array([1] + [0.01] * 5, "f")

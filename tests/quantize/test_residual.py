@@ -198,7 +198,9 @@ def test_examples_use_as_many_stages_as_drawn():
 
 
 def test_shared_stages_restart_dead_codes_at_what_one_of_them_saw():
-    quantizer = quantize.residual(quantize.ema_vq(8, reset=0.5), 3, shared=True)
+    quantizer = quantize.residual(
+        quantize.ema_vq(8, reset=0.5, parts=1), 3, shared=True
+    )
     codebook = CODEBOOKS[0].copy()
     codebook[4:] = 100
     params = {"statistics": quantize.init_ema(codebook)}
