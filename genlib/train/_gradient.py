@@ -139,9 +139,10 @@ def _checked(
         if name in RESERVED:
             raise ValueError(f"aux must not use the names {RESERVED}; it has {name!r}")
         if not isinstance(pair, tuple) or len(pair) != 2:
+            shape = getattr(pair, "shape", None)
             raise ValueError(
                 f"aux[{name!r}] must be a pair (sum, weight); it is "
-                + (f"an array {pair.shape}" if hasattr(pair, "shape") else f"{pair}")
+                + (f"{pair}" if shape is None else f"an array {shape}")
             )
         pairs[name] = tuple(_scalar(f"aux[{name!r}]", part) for part in pair)
     loss, weight = _scalar("loss_sum", loss), _scalar("weight", weight)
