@@ -87,6 +87,17 @@ class Model(NamedTuple):
         made = self.autoencoder.encode(params, x)
         return made if self.emission is not None else made.codes
 
+    def latent_shape(self, params: Any) -> tuple[int, ...]:
+        """Return the shape of the latents of one image; parameters may be shapes."""
+        image = jax.ShapeDtypeStruct((1, *self.shape), jnp.float32)
+        return jax.eval_shape(self.encode, params, image).shape[1:]
+
+    def index_shape(self, params: Any) -> tuple[int, ...]:
+        """Return the shape of the indices of one image, for a `VQVAE`."""
+        image = jax.ShapeDtypeStruct((1, *self.shape), jnp.float32)
+        made = jax.eval_shape(self.autoencoder.encode, params, image)
+        return made.indices.shape[1:]
+
     def decode(self, params: Any, z: Array) -> Array:
         """Return images in about [-1, 1] of latents."""
         raw = self.autoencoder.decode(params, z)

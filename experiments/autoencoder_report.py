@@ -7,7 +7,6 @@
 | `samples.png`         | decoded draws of the prior of a VAE                         |
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -96,16 +95,6 @@ def measure(
     return scores
 
 
-def write_rows(rows: list[dict[str, Any]], workdir: Path) -> None:
-    """Print and write the measurements, in one process."""
-    if not train.is_main():
-        return
-    table = plots.table(rows, digits=4)
-    (workdir / "table.md").write_text(table + "\n")
-    (workdir / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
-    say(f"\n{table}\n")
-
-
 def write_reconstructions(
     model: Model, params: Any, split: Split, workdir: Path, cols: int = 10
 ) -> None:
@@ -129,7 +118,5 @@ def write_reconstructions(
 
 def draw(model: Model, key: Key, params: Any, count: int) -> np.ndarray:
     """Decode draws of the prior N(0, I) of a VAE: images [count, H, W, C]."""
-    image = jax.ShapeDtypeStruct((1, *model.shape), jnp.float32)
-    shape = jax.eval_shape(model.encode, params, image).shape[1:]
-    z = jax.random.normal(key, (count, *shape))
+    z = jax.random.normal(key, (count, *model.latent_shape(params)))
     return np.asarray(jax.jit(model.decode)(params, z))

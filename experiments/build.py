@@ -280,7 +280,7 @@ def sampler(
 
 
 def _in_batches(
-    draw: Callable[[Key, Any, Array], Array],
+    draw: Callable[[Key, Any, Any], Array],
     batch: int,
     decode: Callable[[np.ndarray], np.ndarray] | None,
 ) -> Callable[[Key, Any, np.ndarray], np.ndarray]:

@@ -41,16 +41,7 @@ def is_prior(config: build.Config) -> bool:
 def codes(
     config: build.Config, model: autoencoder.Model, params: Any, dataset: Dataset
 ) -> Dataset:
-    """Return a data set of images as one of indices, int32.
-
-    Raises:
-      ValueError: if the autoencoder has no codes.
-    """
-    if not model.size:
-        raise ValueError(
-            "autoencoder must have codes for a prior over them, got the bottleneck "
-            f"{config.autoencoder.bottleneck[0]!r}"
-        )
+    """Return a data set of images as one of indices, int32."""
     encode = jax.jit(lambda params, x: model.autoencoder.encode(params, x).indices)
     params = jax.device_put(params)
 
@@ -64,14 +55,27 @@ def codes(
 
 
 def prior(
-    config: build.Config, size: int, shape: tuple[int, ...], num_classes: int
+    config: build.Config, model: autoencoder.Model, params: Any, num_classes: int
 ) -> nn.CodePrior:
-    """Build the prior of a config, for indices of a shape below `size`.
+    """Build the prior of a config over the codes of an autoencoder.
+
+    Args:
+      config: with the entry `prior`.
+      model: the autoencoder.
+      params: of it, of which only the shapes matter.
+      num_classes: of the data.
 
     Raises:
-      ValueError: if the entry names no prior, or one that cannot be built.
+      ValueError: if the autoencoder has no codes, or the entry names no prior, or one
+        that cannot be built.
     """
-    given = dict(size=size, shape=tuple(shape), num_classes=num_classes)
+    if not model.size:
+        raise ValueError(
+            "autoencoder must have codes for a prior over them, got the bottleneck "
+            f"{config.autoencoder.bottleneck[0]!r}"
+        )
+    shape = model.index_shape(params)
+    given = dict(size=model.size, shape=shape, num_classes=num_classes)
     return part("prior", called(config.prior), nn, ("code_prior",), **given)
 
 

@@ -8,7 +8,6 @@
 | `density.png`       | of data in the plane: the learned density, samples and data   |
 """
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -149,16 +148,6 @@ def log_density_grid(
     labels = np.zeros(len(points), np.int32)
     cost = jax.jit(model.cost)(jax.random.key(0), params, points, labels)
     return -np.asarray(cost).reshape(len(y), len(x))
-
-
-def write_rows(rows: list[dict[str, Any]], workdir: Path) -> None:
-    """Print and write the measurements, in one process."""
-    if not train.is_main():
-        return
-    table = plots.table(rows, digits=4)
-    (workdir / "table.md").write_text(table + "\n")
-    (workdir / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
-    say(f"\n{table}\n")
 
 
 def write_pictures(

@@ -60,6 +60,17 @@ def folder(config: build.Config, workdir: Path) -> Path:
     return Path(config.get("autoencoder_workdir", "") or workdir / "autoencoder")
 
 
+def shape(config: build.Config, dataset: Dataset) -> tuple[int, ...]:
+    """Return the shape of the latents of a config, before anything is trained.
+
+    Raises:
+      ValueError: if the autoencoder cannot be built.
+    """
+    own = config.autoencoder
+    model = autoencoder.model(own, dataset.train.images.shape[1:], dataset.levels)
+    return model.latent_shape(autoencoder.shapes(own, model))
+
+
 def fitted(config: build.Config, model: autoencoder.Model, params: Any, split: Split):
     """Return the space of an autoencoder, standardised by the images of a split.
 
@@ -110,8 +121,7 @@ def space(
 
         return run
 
-    image = jax.ShapeDtypeStruct((1, *model.shape), jnp.float32)
-    shape = jax.eval_shape(model.encode, params, image).shape[1:]
+    shape = model.latent_shape(params)
     return Space(all_of(encode), all_of(decode), mean, std, shape)
 
 

@@ -151,13 +151,13 @@ def draw_autoencoder(given: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]
 def draw_codes(given: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     """Return samples of a prior over codes, and their labels."""
     refuse(given, "solver", "grid", "steps")
-    config, shape, num_classes, _ = described(given.workdir)
+    config, _, num_classes, _ = described(given.workdir)
     labels = class_labels(given.classes, given.per_class, num_classes)
     changes = {name: getattr(given, name) for name in ("guidance", "temperature")}
     config.sampling.update({k: v for k, v in changes.items() if v is not None})
     folder = latents.folder(config, given.workdir)
     model, _, decoder, _ = load_autoencoder(folder)
-    prior = code_prior.prior(config, model.size, shape, num_classes)
+    prior = code_prior.prior(config, model, decoder, num_classes)
     own = train.restore_params(given.workdir / "checkpoints", code_prior.shapes(prior))
     sampler = code_prior.sampler(config, prior, model)
     return sampler(jax.random.key(given.seed), (own, decoder), labels), labels

@@ -28,6 +28,7 @@ and these belong to the run:
     config.loss_scale = {"initial": 2.0**15}  # `train.LossScale`, for "float16"
 """
 
+import functools
 import json
 import math
 import time
@@ -54,6 +55,7 @@ from experiments import (
     plots,
 )
 from experiments._cli import one_line_errors, parse, say
+from experiments._rows import write_rows
 from experiments.evaluate import evaluate
 from genlib import train, tree
 from genlib.types import Key
@@ -109,23 +111,27 @@ def train_diffusion(
 ) -> None:
     """Do the whole experiment of a diffusion model, on images or on their latents."""
     num_classes, pixels, space = dataset.num_classes, dataset, None
-    if latents.has_latents(config):
+    shape, has_latents = dataset.train.images.shape[1:], latents.has_latents(config)
+    if has_latents:
+        shape = latents.shape(config, dataset)
+    # All that can be refused is built before anything is trained.
+    init_params, apply = build.lazy_network(config, shape, num_classes)
+    loss_fn = build.loss_function(config, apply, num_classes)
+    sampler = functools.partial(build.sampler, config, apply, shape, num_classes)
+    draw = sampler().draw
+    shapes = jax.eval_shape(init_params, jax.random.key(config.seed))
+    known = {}
+    if has_latents:
         model, params = train_autoencoder(
             config.autoencoder, latents.folder(config, workdir), dataset
         )
         space = latents.fitted(config.autoencoder, model, params, dataset.train)
-        dataset = space.dataset(dataset)
+        dataset, draw = space.dataset(dataset), sampler(decode=space.decode).draw
+        known = {"latents": space.statistics}
         say(f"latents {space.shape}: {space.statistics}")
-    shape = dataset.train.images.shape[1:]
-    decode = None if space is None else space.decode
-    init_params, apply = build.lazy_network(config, shape, num_classes)
-    loss_fn = build.loss_function(config, apply, num_classes)
-    draw = build.sampler(config, apply, shape, num_classes, decode=decode).draw
-    shapes = jax.eval_shape(init_params, jax.random.key(config.seed))
     measure = likelihood.measurement(config, dataset, apply, shapes)
     say_size(config.model, shapes)
 
-    known = {} if space is None else {"latents": space.statistics}
     state = fit(config, workdir, dataset, init_params, loss_fn, known=known)
     ema = train.to_host(state.ema)
     # All processes measure, and one writes: none has to wait for another.
@@ -156,7 +162,7 @@ def train_autoencoder(
     params = train.to_host(tree.merge(state.ema, state.params))
     say(f"trained the autoencoder after {time.monotonic() - start:.0f} s")
     rows = autoencoder_report.compare(config, model, params, dataset)
-    autoencoder_report.write_rows(rows, workdir)
+    write_rows(rows, workdir)
     autoencoder_report.write_reconstructions(model, params, dataset.test, workdir)
     if model.emission is not None:
         images = autoencoder_report.draw(
@@ -169,14 +175,13 @@ def train_autoencoder(
 
 def train_prior(config: build.Config, workdir: Path, dataset: data.Dataset) -> None:
     """Do the whole experiment of a prior over the codes of an autoencoder."""
-    model, params = train_autoencoder(
-        config.autoencoder, latents.folder(config, workdir), dataset
-    )
-    codes = code_prior.codes(config, model, params, dataset)
-    shape, num_classes = codes.train.images.shape[1:], dataset.num_classes
-    prior = code_prior.prior(config, model.size, shape, num_classes)
-    say_size(config.prior, code_prior.shapes(prior))
+    own, num_classes = config.autoencoder, dataset.num_classes
+    model = autoencoder.model(own, dataset.train.images.shape[1:], dataset.levels)
+    prior = code_prior.prior(config, model, autoencoder.shapes(own, model), num_classes)
     loss_fn = code_prior.loss_function(config, prior, num_classes)
+    _, params = train_autoencoder(own, latents.folder(config, workdir), dataset)
+    codes = code_prior.codes(config, model, params, dataset)
+    say_size(config.prior, code_prior.shapes(prior))
     state = fit(config, workdir, codes, prior.init, loss_fn, known={"size": model.size})
 
     own = train.to_host(state.ema)
@@ -189,7 +194,7 @@ def train_prior(config: build.Config, workdir: Path, dataset: data.Dataset) -> N
     again = jax.random.fold_in(key, 1)
     draw = lambda labels: sample(again, (own, params), labels)
     rows = code_prior.measure(config, prior, own, codes.test, dataset, draw)
-    autoencoder_report.write_rows(rows, workdir)
+    write_rows(rows, workdir)
 
 
 def train_density(
@@ -215,7 +220,7 @@ def train_density(
         f"with {metric} {value:.4f}, and is what is measured"
     )
     rows = density_report.compare(config, model, measure, dataset, params, step)
-    density_report.write_rows(rows, workdir)
+    write_rows(rows, workdir)
     density_report.write_pictures(config, model, dataset, params, workdir)
 
 
@@ -332,12 +337,7 @@ def check_same_run(checkpoints: Path, metadata: dict[str, Any]) -> None:
 
 def report(rows: list[dict[str, Any]], workdir: Path) -> None:
     """Print and write the measurements, in one process."""
-    if not train.is_main():
-        return
-    table = plots.table(rows)
-    (workdir / "table.md").write_text(table + "\n")
-    (workdir / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
-    say(f"\n{table}\n")
+    write_rows(rows, workdir, digits=3)
     real, best = rows[0], min(rows[1:], key=lambda row: row["frechet"])
     say(
         f"Memorising? Median distance to the nearest training image: samples "

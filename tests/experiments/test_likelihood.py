@@ -54,7 +54,7 @@ def test_a_normal_model_takes_the_bits_of_its_density():
 def test_a_run_writes_the_bits(tmp_path, monkeypatch, capsys):
     config = digits_vp.get_config("smoke")
     for name, stand_in in {
-        "fit": lambda *arguments: SimpleNamespace(ema=arguments[3](jax.random.key(0))),
+        "fit": lambda *args, **_: SimpleNamespace(ema=args[3](jax.random.key(0))),
         "evaluate": lambda *_: [],
         "report": lambda *_: None,
     }.items():
