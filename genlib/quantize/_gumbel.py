@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from genlib.quantize._entropy import index_perplexity
 from genlib.quantize._estimators import straight_through
 from genlib.quantize._keys import global_keys
 from genlib.quantize._quantizer import (
@@ -18,7 +19,6 @@ from genlib.quantize._quantizer import (
     rows_of,
     without_masked,
 )
-from genlib.quantize._usage import histogram, perplexity
 from genlib.types import Array, ArrayLike, Key, Scalar, check_positive, compute_dtype
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -93,10 +93,8 @@ def gumbel(size: int, *, temperature: Scalar = 1.0, hard: bool = True) -> Quanti
             indices = jnp.where(mask, indices, -1)
             codes = jnp.where(mask[..., None], codes, 0)
             kl = jnp.where(mask, kl, 0)
-        counts = histogram(indices, size, axis_name=axis_name)
-        return Quantized(
-            codes.astype(z.dtype), indices, {"kl": kl}, perplexity(counts), ()
-        )
+        perplexity = index_perplexity(indices, size, axis_name)
+        return Quantized(codes.astype(z.dtype), indices, {"kl": kl}, perplexity, ())
 
     def lookup(params: Params, indices: ArrayLike) -> Array:
         return rows_of(params["codebook"], check_indices(indices, size))

@@ -6,20 +6,16 @@ import jax
 import jax.numpy as jnp
 
 from genlib.quantize._estimators import straight_through
-from genlib.quantize._nearest import nearest
 from genlib.quantize._quantizer import (
     Params,
     Quantized,
     Quantizer,
-    check_indices,
     check_mask,
     check_vectors,
     mean_square,
-    rows_of,
     without_masked,
 )
-from genlib.quantize._usage import histogram, perplexity
-from genlib.quantize._vector import Estimator
+from genlib.quantize._vector import Estimator, vq
 from genlib.types import Array, ArrayLike, Key
 
 
@@ -47,8 +43,7 @@ def simvq(size: int, *, estimator: Estimator = straight_through) -> Quantizer:
     >>> params["projection"][0].tolist()
     [2.0, 0.0, 0.0, 0.0]
     """
-    if size < 1:
-        raise ValueError(f"size must be at least 1; it is {size}")
+    nearest = vq(size, estimator=estimator)
 
     def init(
         key: Key, z: ArrayLike, *, mask: ArrayLike | None = None, axis_name: Any = None
@@ -81,23 +76,10 @@ def simvq(size: int, *, estimator: Estimator = straight_through) -> Quantizer:
         key: Key | None = None,
         axis_name: Any = None,
     ) -> Quantized:
-        z = check_vectors(z, len(params["projection"]))
-        mask = check_mask(mask, z.shape[:-1])
-        x, rows = without_masked(z, mask), codebook(params)
-        indices = nearest(rows, x)
-        if mask is not None:
-            indices = jnp.where(mask, indices, -1)
-        codes = rows_of(rows, indices)
-        losses = {
-            "commitment": mean_square(x - jax.lax.stop_gradient(codes), mask),
-            "codebook": mean_square(jax.lax.stop_gradient(x) - codes, mask),
-        }
-        counts = histogram(indices, size, axis_name=axis_name)
-        return Quantized(
-            estimator(x, codes).astype(z.dtype), indices, losses, perplexity(counts), ()
-        )
+        own = {"codebook": codebook(params)}
+        return nearest.quantize(own, z, mask=mask, key=key, axis_name=axis_name)
 
     def lookup(params: Params, indices: ArrayLike) -> Array:
-        return rows_of(codebook(params), check_indices(indices, size))
+        return nearest.lookup({"codebook": codebook(params)}, indices)
 
     return Quantizer(init, quantize, lookup, lambda params, statistics: params, size)

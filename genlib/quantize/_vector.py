@@ -15,6 +15,7 @@ from genlib.quantize._codebook import (
     init_ema,
     unit,
 )
+from genlib.quantize._entropy import index_perplexity
 from genlib.quantize._estimators import straight_through
 from genlib.quantize._kmeans import kmeans
 from genlib.quantize._nearest import METRICS, nearest
@@ -30,7 +31,7 @@ from genlib.quantize._quantizer import (
     without_masked,
 )
 from genlib.quantize._reset import check_share, dead_codes, reset_dead
-from genlib.quantize._usage import histogram, perplexity
+from genlib.quantize._usage import perplexity
 from genlib.tree import lerp
 from genlib.types import (
     Array,
@@ -131,8 +132,8 @@ def vq(
         }
         codes = estimator(vectors, fixed(codes)).astype(z.dtype)
         if reset is None:
-            counts = histogram(indices, size, axis_name=axis_name)
-            return Quantized(codes, indices, losses, perplexity(counts), ())
+            evenness = index_perplexity(indices, size, axis_name)
+            return Quantized(codes, indices, losses, evenness, ())
         statistics = codebook_statistics(
             vectors,
             indices,
