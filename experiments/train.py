@@ -136,11 +136,8 @@ def train_diffusion(
     ema = train.to_host(state.ema)
     # All processes measure, and one writes: none has to wait for another.
     say(f"trained after {time.monotonic() - start:.0f} s; drawing samples")
-    shown = min(num_classes, 20)
-    labels = np.repeat(np.arange(shown, dtype=np.int32), 10)
-    images = draw(jax.random.key(config.seed), ema, labels)
-    if train.is_main():
-        say(f"wrote {plots.grid(images, shown, 10, workdir / 'samples.png')}")
+    key = jax.random.key(config.seed)
+    write_samples(lambda labels: draw(key, ema, labels), num_classes, workdir)
     report(evaluate(config, pixels, apply, ema, space), workdir)
     if measure is not None:
         report_likelihood(measure(ema), workdir)
@@ -186,13 +183,9 @@ def train_prior(config: build.Config, workdir: Path, dataset: data.Dataset) -> N
 
     own = train.to_host(state.ema)
     sample, key = code_prior.sampler(config, prior, model), jax.random.key(config.seed)
-    shown = min(num_classes, 20)
-    labels = np.repeat(np.arange(shown, dtype=np.int32), 10)
-    images = sample(key, (own, params), labels)
-    if train.is_main():
-        say(f"wrote {plots.grid(images, shown, 10, workdir / 'samples.png')}")
-    again = jax.random.fold_in(key, 1)
-    draw = lambda labels: sample(again, (own, params), labels)
+    draw_by = lambda key: lambda labels: sample(key, (own, params), labels)
+    write_samples(draw_by(key), num_classes, workdir)
+    draw = draw_by(jax.random.fold_in(key, 1))
     rows = code_prior.measure(config, prior, own, codes.test, dataset, draw)
     write_rows(rows, workdir)
 
@@ -222,6 +215,16 @@ def train_density(
     rows = density_report.compare(config, model, measure, dataset, params, step)
     write_rows(rows, workdir)
     density_report.write_pictures(config, model, dataset, params, workdir)
+
+
+def write_samples(
+    draw: Callable[[np.ndarray], np.ndarray], num_classes: int, workdir: Path
+) -> None:
+    """Draw ten images of each class, in all processes, and write them in one."""
+    shown = min(num_classes, 20)
+    images = draw(np.repeat(np.arange(shown, dtype=np.int32), 10))
+    if train.is_main():
+        say(f"wrote {plots.grid(images, shown, 10, workdir / 'samples.png')}")
 
 
 def say_size(name: str, shapes: Any) -> None:
