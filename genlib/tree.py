@@ -1,6 +1,7 @@
 """Pytree helpers that jax and optax do not have."""
 
-from typing import Any
+import dataclasses
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,18 @@ from jax.typing import ArrayLike
 
 from genlib.types import Array, compute_dtype
 
-__all__ = ["is_float", "lerp", "merge", "named", "own", "select", "split_floats"]
+__all__ = [
+    "is_float",
+    "lerp",
+    "merge",
+    "named",
+    "own",
+    "register_dataclass",
+    "select",
+    "split_floats",
+]
+
+_Class = TypeVar("_Class", bound=type)
 
 
 def is_float(leaf: ArrayLike) -> bool:
@@ -121,3 +133,57 @@ def named(tree: Any, prefix: str = "") -> dict[str, Any]:
             raise ValueError(f"tree must have one leaf at each path; {name} is twice")
         leaves[name] = leaf
     return leaves
+
+
+def register_dataclass(cls: _Class) -> _Class:
+    """Register a dataclass as a pytree whose structure tells its class.
+
+    `jax.tree_util.register_dataclass` without names of fields: they are leaves, but for
+    those made by `jax.tree.static`, which belong to the structure. Structures made by
+    JAX's own are equal, with different hashes, for any two dataclasses that have as
+    many fields (jaxlib 0.10.0 to 0.12.0): now and then a jitted function that meets a
+    second class runs the program of the first.
+
+    Args:
+      cls: a dataclass; objects are made again from its fields, by keyword.
+
+    Returns:
+      The class itself.
+
+    Raises:
+      ValueError: if `cls` is not a dataclass, or its constructor does not take a field.
+
+    >>> @register_dataclass
+    ... @dataclasses.dataclass(frozen=True)
+    ... class Metres:
+    ...     value: float
+    >>> jax.tree.map(lambda x: 2 * x, Metres(1.5))
+    Metres(value=3.0)
+    """
+    if not dataclasses.is_dataclass(cls):
+        raise ValueError(f"register_dataclass needs a dataclass; it is {cls}")
+    fields = dataclasses.fields(cls)
+    for field in fields:
+        if not field.init:
+            raise ValueError(
+                f"fields must be arguments of the constructor; {field.name} of "
+                f"{cls.__name__} is not"
+            )
+    static = tuple(f.name for f in fields if f.metadata.get("static", False))
+    leaves = tuple(f.name for f in fields if f.name not in static)
+    keys = tuple(jax.tree_util.GetAttrKey(name) for name in leaves)
+
+    def flatten(tree: Any) -> tuple[tuple, tuple]:
+        settings = tuple(getattr(tree, name) for name in static)
+        return tuple(getattr(tree, name) for name in leaves), settings
+
+    def flatten_with_keys(tree: Any) -> tuple[tuple, tuple]:
+        values, settings = flatten(tree)
+        return tuple(zip(keys, values, strict=True)), settings
+
+    def unflatten(settings: tuple, values: tuple) -> Any:
+        settings_of = dict(zip(static, settings, strict=True))
+        return cls(**settings_of, **dict(zip(leaves, values, strict=True)))
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls

@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments.benchmarks import orders, quality
-from genlib import guidance, losses, metrics, noise, prediction, samplers, types
+from genlib import guidance, losses, metrics, noise, prediction, samplers, tree, types
 
 # For programs that run once: they should compile fast rather than run fast.
 jit_once = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -272,7 +272,7 @@ def exponential_heun():
     return samplers.Solver(plan, step)
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Hyperbolic(noise.Path):
     """alpha = 1 / cosh(rate t), sigma = tanh(rate t): their squares add up to 1."""

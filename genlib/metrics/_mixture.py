@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from genlib.noise import Path
+from genlib.tree import register_dataclass
 from genlib.types import Array, ArrayLike, Denoiser, Key, expand_like
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class GaussianMixture:
     """The mixture sum_k w_k N(mu_k, s_k^2 I), perturbed by any (alpha, sigma).

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genlib.tree import register_dataclass
 from genlib.types import Array, Key, Scalar
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class TwoMoons:
     """Two interleaved half circles of radius 1 in Gaussian noise, as scikit-learn has.

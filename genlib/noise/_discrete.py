@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genlib.noise._path import Marginal, Path
+from genlib.tree import register_dataclass
 from genlib.types import (
     Array,
     ArrayLike,
@@ -15,7 +16,7 @@ from genlib.types import (
 )
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class DiscreteBetas(Path):
     """The chain q(x_k | x_{k-1}) = N(sqrt(1 - beta_k) x_{k-1}, beta_k I), k = 1..steps.

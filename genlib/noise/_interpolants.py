@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from genlib.noise._path import Path, Process, check_time, inside
+from genlib.tree import register_dataclass
 from genlib.types import (
     Array,
     ArrayLike,
@@ -31,8 +32,9 @@ class Interpolant(Process, abc.ABC):
     """A process between data x_0 at t = 0 and a source, or other data, x_1 at t = 1.
 
     x_t = alpha(t) x_0 + beta(t) x_1 + gamma(t) z with z ~ N(0, I) (arXiv:2303.08797).
-    Write one as a frozen dataclass, registered as a pytree, with `__call__`. Where a
-    paper runs time from the source to the data, its t is 1 - t and its velocity -u_t.
+    Write one as a frozen dataclass with `__call__`, under `tree.register_dataclass`.
+    Where a paper runs time from the source to the data, its t is 1 - t and its velocity
+    is -u_t.
 
     Every `Path` is an interpolant too, whose x_1 is standard normal noise.
 
@@ -48,7 +50,7 @@ class Interpolant(Process, abc.ABC):
         """Return the three weights at times `t` of any shape, finite at both ends."""
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LinearInterpolant(Interpolant):
     """The straight line x_t = (1 - t) x_0 + t x_1, or a tube of width sigma around it.
@@ -68,7 +70,7 @@ class LinearInterpolant(Interpolant):
         return Coefficients(1 - t, t, _constant(self.sigma, t))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrigonometricInterpolant(Interpolant):
     """The arc x_t = cos(pi t / 2) x_0 + sin(pi t / 2) x_1, or a tube around it.
@@ -87,7 +89,7 @@ class TrigonometricInterpolant(Interpolant):
         return Coefficients(_sine(1 - t), _sine(t), _constant(self.sigma, t))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BridgeInterpolant(Interpolant):
     """The Brownian bridge: the straight line with gamma = sigma sqrt(t (1 - t)).
@@ -107,7 +109,7 @@ class BridgeInterpolant(Interpolant):
         return Coefficients(1 - t, t, self.sigma * safe_sqrt(t * (1 - t)))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class EncodingDecodingInterpolant(Interpolant):
     """Data to pure noise to other data: cos^2, cos^2 and gamma = sin^2(pi t).
@@ -130,7 +132,7 @@ class EncodingDecodingInterpolant(Interpolant):
         )
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TargetInterpolant(Interpolant):
     """The path of target-conditional flow matching, from noise to blurred data.

@@ -34,9 +34,9 @@ class Process:
 class Path(Process, abc.ABC):
     """A Gaussian forward process, called with a time.
 
-    Write one as a frozen dataclass, registered as a pytree so that its settings can be
-    swept under one trace, with `__call__`; give `t_min`, `t_max` if the domain is not
-    [0, 1], and closed forms of `log_snr` and `time_at` if there are any.
+    Write one as a frozen dataclass with `__call__`, under `tree.register_dataclass` so
+    that its settings can be swept under one trace; give `t_min`, `t_max` if the domain
+    is not [0, 1], and closed forms of `log_snr` and `time_at` if there are any.
 
     Start with `types.float_array(t)`, and write sigma without 1 - alpha^2, which
     cancels near the data (sin beside cos, `sqrt(-expm1(x))` beside `exp(x / 2)`). Both
@@ -45,7 +45,8 @@ class Path(Process, abc.ABC):
     variance is preserved, the sum on straight paths): `Shifted` stays on its family.
 
     >>> import dataclasses
-    >>> @jax.tree_util.register_dataclass
+    >>> from genlib import tree
+    >>> @tree.register_dataclass
     ... @dataclasses.dataclass(frozen=True)
     ... class Power(Path):
     ...     power: Scalar = 2.0

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from genlib.noise._path import Marginal, Path, safe_log
+from genlib.tree import register_dataclass
 from genlib.types import (
     Array,
     ArrayLike,
@@ -40,7 +41,7 @@ class _LinearBeta:
         return jnp.where(jnp.isposinf(decay), jnp.inf, t)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class VPLinear(_LinearBeta, Path):
     """Variance-preserving diffusion with beta(t) = beta_min + t (beta_max - beta_min).
@@ -68,7 +69,7 @@ class VPLinear(_LinearBeta, Path):
         return self._time_of(jax.nn.softplus(-float_array(log_snr)))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SubVP(_LinearBeta, Path):
     """Sub-variance-preserving diffusion: the alpha of `VPLinear`, sigma = 1 - alpha^2.
@@ -99,7 +100,7 @@ class SubVP(_LinearBeta, Path):
         return self._time_of(2.0 * jnp.arcsinh(0.5 * ratio))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cosine(Path):
     """Variance-preserving path alpha = cos(pi t / 2), sigma = sin(pi t / 2).
@@ -122,7 +123,7 @@ class Cosine(Path):
         return 2.0 / math.pi * jnp.arctan(jnp.exp(-0.5 * float_array(log_snr)))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rectified(Path):
     """The straight path of rectified flow and flow matching: alpha = 1 - t, sigma = t.
@@ -148,7 +149,7 @@ class Rectified(Path):
         return jax.nn.sigmoid(-0.5 * float_array(log_snr))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LinearVP(Path):
     """Variance-preserving path of linear alpha: 1 - t, sqrt(t (2 - t)).
@@ -176,7 +177,7 @@ class LinearVP(Path):
         return jax.nn.sigmoid(-log_snr) / (1 + alpha)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Polynomial(Path):
     """The convex path alpha = (1 - t)^power, sigma = 1 - (1 - t)^power.
@@ -225,7 +226,7 @@ class Polynomial(Path):
         return -jnp.expm1(log_alpha / self.power)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class VE(Path):
     """Variance-exploding path: alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t.
@@ -257,7 +258,7 @@ class VE(Path):
         return (-0.5 * float_array(log_snr) - low) / (high - low)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class EDM(Path):
     """The path whose time is its noise level: alpha = 1, sigma = t <= sigma_max.

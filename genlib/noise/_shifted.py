@@ -4,10 +4,10 @@ import abc
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from genlib.noise._path import Marginal, Path
+from genlib.tree import register_dataclass
 from genlib.types import Array, ArrayLike, Scalar, concrete, float_array
 
 
@@ -56,7 +56,7 @@ class _Shift(Path):
         return self.base.log_snr(t) - 2.0 * self._log_shift(float_array(t))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Shifted(_Shift):
     """A path whose log-SNR is that of another less 2 ln shift, at every time.
@@ -94,7 +94,7 @@ class Shifted(_Shift):
         return self.base.time_at(float_array(log_snr) + 2.0 * jnp.log(self.shift))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class InterpolatedShift(_Shift):
     """A path with one shift at the data and another at the noise.

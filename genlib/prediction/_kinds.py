@@ -4,10 +4,10 @@ import abc
 import dataclasses
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from genlib.noise import Marginal
+from genlib.tree import register_dataclass
 from genlib.types import Array, Scalar, expand_like
 
 
@@ -84,7 +84,7 @@ class _Velocity(Prediction):
         return Linear(rate.alpha, rate.sigma)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class EDM(Prediction):
     """EDM's preconditioned network F, for any path (arXiv:2206.00364, Table 1).
@@ -130,7 +130,7 @@ class EDM(Prediction):
         return f"EDM(sigma_data={self.sigma_data})"
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Consistency(EDM):
     """A consistency model's network F, for any path (arXiv:2303.01469, app. C).

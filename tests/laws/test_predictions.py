@@ -9,6 +9,7 @@ import pytest
 from laws.registry import KINDS, PATHS, each, inner_times, jit_once
 
 from genlib import noise, prediction
+from genlib.tree import register_dataclass
 
 every_path = pytest.mark.parametrize("path", **each(PATHS))
 every_source = pytest.mark.parametrize("source", **each(KINDS))
@@ -17,7 +18,7 @@ X_0 = np.array([[0.7, -1.2], [0.1, 0.4], [-2.0, 0.3]], np.float32)
 EPS = np.array([[-0.3, 0.9], [1.1, -0.8], [0.2, 1.7]], np.float32)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass
 class Around(noise.Path):
     """A path near given times; as these are arguments, one program serves all."""

@@ -15,6 +15,7 @@ from losses.golden import GOLDEN
 
 from genlib import losses, noise, prediction
 from genlib.noise import Marginal, Path
+from genlib.tree import register_dataclass
 from genlib.types import Scalar, expand_like, float_array
 
 ELBO = GOLDEN["elbo"]
@@ -24,7 +25,7 @@ SHAPE = (3, 2)
 every_variance = pytest.mark.parametrize("variance", ELBO)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BentVP(Path):
     """A variance-preserving path whose log-SNR is straight, or bent in between."""
