@@ -4,6 +4,8 @@
 |--------------|----------------------------------------------------------------------|
 | `noise`      | forward processes: paths (alpha, sigma), perturb, posterior, prior   |
 | `flows`      | normalizing flows: bijectors, chains of them, densities              |
+| `quantize`   | VQ bottlenecks: codebooks, residual, finite scalar, lookup-free      |
+| `attention`  | attention, masks, positions, caches, over devices                    |
 | `prediction` | what a network's output means: x_0, eps, v, score, velocity, EDM     |
 | `losses`     | per-example objectives, loss weights, time sampling                  |
 | `guidance`   | denoiser -> denoiser                                                 |
@@ -14,9 +16,12 @@
 | `train`      | train state and step, sharding, checkpoints, the loop (imports Orbax)|
 
 `import genlib` loads the light rooms; `from genlib import nn, train` loads the others.
+It also adds a flag to XLA_FLAGS for the releases of jaxlib whose sums on CPUs are wrong
+(`genlib/_xla.py`).
 """
 
 from genlib import (
+    attention,
     flows,
     guidance,
     likelihood,
@@ -24,11 +29,14 @@ from genlib import (
     metrics,
     noise,
     prediction,
+    quantize,
     samplers,
 )
+from genlib._xla import keep_sums_right
 
 __version__ = "0.1.0"
 __all__ = [
+    "attention",
     "flows",
     "guidance",
     "likelihood",
@@ -36,5 +44,8 @@ __all__ = [
     "metrics",
     "noise",
     "prediction",
+    "quantize",
     "samplers",
 ]
+
+keep_sums_right()

@@ -14,6 +14,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE / "genlib-jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # traces a tenth faster
 # The tests are thousands of programs that run once, so compile them fast and run them
 # slowly. `XLA_FLAGS= pytest` compiles as users do.
 _FLAGS = ["--xla_backend_optimization_level=0"]
@@ -21,9 +22,14 @@ if version("jaxlib").startswith("0.10."):  # XLA stops at a flag that it has no 
     _FLAGS += ["--xla_cpu_use_fusion_emitters=false"]
 os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
 
+import gc
+
 import hypothesis
 import jax
 import pytest
+
+# Tracing makes many objects and little garbage.
+gc.set_threshold(100_000, 20, 20)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

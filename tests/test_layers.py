@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"types", "tree", "ode", "divergence"},
+    {"types", "tree", "ode", "divergence", "_xla"},
     {"noise", "flows", "quantize", "attention"},
     {"prediction"},
     {"losses", "guidance", "samplers", "likelihood", "metrics", "decode"},
@@ -30,6 +30,7 @@ ONLY = {
 }
 NEVER = {"experiments", "tests", "matplotlib", "chex", "sklearn", "PIL", "absl"}
 PRIVATE = {"core", "_src"}
+REGISTER = "jax.tree_util.register_dataclass"
 SOURCES = sorted((ROOT / "genlib").rglob("*.py"))
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.py"))
 
@@ -70,12 +71,24 @@ def uses_jax_privates(tree: ast.AST) -> list[int]:
     return lines
 
 
+def confuses_classes(tree: ast.AST) -> list[int]:
+    """Lines that read `tree_util.register_dataclass`; see `tree.register_dataclass`."""
+    return [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr == "register_dataclass"
+        and ast.unparse(node.value).endswith("tree_util")
+    ] + [line for line, name in imports(tree, "") if name == REGISTER]
+
+
 def violations(source: str, module: str, *, is_package: bool = False) -> list[str]:
     """Say what one module of genlib imports that its layer forbids."""
     tree = ast.parse(source)
     room = module.split(".")[1] if "." in module else None
     package = module if is_package else module.rpartition(".")[0]
     found = [f"{line}: jax internals" for line in uses_jax_privates(tree)]
+    found += [f"{line}: {REGISTER}" for line in confuses_classes(tree)]
     for line, name in imports(tree, package):
         top, *rest = name.split(".")
         if top in NEVER or (top in ONLY and room not in ONLY[top]):
@@ -109,7 +122,8 @@ def test_imports_go_only_downward(path: Path) -> None:
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
 def test_experiments_use_the_public_jax(path: Path) -> None:
-    assert uses_jax_privates(ast.parse(path.read_text())) == []
+    tree = ast.parse(path.read_text())
+    assert uses_jax_privates(tree) + confuses_classes(tree) == []
 
 
 @pytest.mark.parametrize(
@@ -133,6 +147,8 @@ def test_experiments_use_the_public_jax(path: Path) -> None:
         ("genlib.noise._paths", "from jax import core"),
         ("genlib.noise._paths", "from jax._src.core import Tracer"),
         ("genlib.noise._paths", "import jax\nx = jax.core.Tracer"),
+        ("genlib.noise._paths", "import jax\njax.tree_util.register_dataclass(Path)"),
+        ("genlib.noise._paths", "from jax.tree_util import register_dataclass"),
     ],
 )
 def test_a_planted_violation_is_found(module: str, source: str) -> None:
