@@ -81,13 +81,15 @@ def on_host(function: Callable[[Path, Any], Any], path: Path, x: Any) -> Any:
     # The transfers are of a few numbers, once, before anything runs on the device.
     allowed = jax.transfer_guard("allow")
     with allowed, jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        # Arrays first: a float64 NumPy leaf can reach a compiled program as float32.
-        x = jnp.asarray(np.asarray(x, np.float64))
+        # Arrays of their own: JAX remembers a NumPy array as it first saw it, and that
+        # may have been as float32.
+        x = jnp.asarray(np.array(x, np.float64))
         # One small compiled program; eager operations would be compiled one by one.
         if jax.tree_util.all_leaves([path]):  # no pytree: its settings are constants
             result = jax.jit(functools.partial(function, path))(x)
         else:
-            result = _jitted(function)(jax.tree.map(jnp.asarray, path), x)
+            path = jax.tree.map(lambda leaf: jnp.asarray(np.array(leaf)), path)
+            result = _jitted(function)(path, x)
         return jax.tree.map(lambda column: np.asarray(column, np.float64), result)
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from laws.registry import GOLDEN, GRIDS, LINEAR_BETAS, PATHS, each
@@ -30,6 +31,22 @@ def test_uniform_log_snr_is_uniform(path):
     times = samplers.uniform_log_snr(path, 9, to_zero=False)
     log_snr = samplers.tabulate(path, times).log_snr
     np.testing.assert_allclose(np.diff(log_snr), np.diff(log_snr)[0], rtol=1e-6)
+
+
+def test_tables_stay_float64_where_their_arrays_were_once_seen_as_float32():
+    """JAX remembers a NumPy array as it first saw it, as long as a program holds it."""
+    betas, times = LINEAR_BETAS.copy(), np.linspace(1000.0, 0.5, 9)
+    tables = []
+
+    @jax.jit
+    def program(x):
+        seen = x + jnp.asarray(betas).sum() + jnp.asarray(times).sum()
+        tables.append(samplers.tabulate(noise.DiscreteBetas(betas), times))
+        return seen
+
+    program(1.0)
+    want = samplers.tabulate(CHAIN, times.copy())
+    np.testing.assert_array_equal(np.stack(tables[0]), np.stack(want))
 
 
 def test_edm_times():
