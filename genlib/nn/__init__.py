@@ -12,9 +12,15 @@ UNet may change the number of channels). Encoders and decoders are called as
 | `MLP` | residual MLP for points, vectors and small images |
 | `UNet` | convolutional network with attention at chosen resolutions, NHWC |
 | `DiT` | diffusion transformer with adaLN-zero, NHWC |
+| `Transformer` | language model, encoder or decoder over tokens, with caches |
+| `TransformerBlock` | one of its blocks: attention, cross-attention, MLP; adaLN-zero |
+| `Attention` | self- and cross-attention with their projections |
+| `FeedForward`, `SwiGLU` | MLP and gated MLP of a block |
 | `ConvEncoder`, `ConvDecoder` | convolutional autoencoder of latent diffusion, NHWC |
 | `PatchEncoder`, `PatchDecoder` | vision transformer to and from patches, NHWC |
 | `PatchDiscriminator` | PatchGAN: a map of logits, NHWC |
+| `LatentAttention` | multi-head latent attention: a small cache for many heads |
+| `DeformableConv`, `DeformableAttention` | layers that learn where to look in images |
 | `Conditioning` | time and optional class label -> one embedding, with its checks |
 | `TimeEmbedding`, `LabelEmbedding` | its two parts |
 | `timestep_embedding`, `position_embedding` | sinusoids of times and of 2-D positions |
@@ -44,8 +50,10 @@ UNet may change the number of channels). Encoders and decoders are called as
 """
 
 from genlib.nn._adapters import from_linen, from_nnx, lazy
+from genlib.nn._attention import Attention
 from genlib.nn._autoencoder_patch import PatchDecoder, PatchEncoder
 from genlib.nn._autoencoder_terms import AutoencoderLoss
+from genlib.nn._blocks import TransformerBlock
 from genlib.nn._causal import (
     causal_transformer_conditioner,
     transformer_conditioner,
@@ -62,9 +70,11 @@ from genlib.nn._conditioners import (
 )
 from genlib.nn._conditioning import Conditioning, LabelEmbedding, TimeEmbedding
 from genlib.nn._decoder import ConvDecoder
+from genlib.nn._deformable import DeformableAttention, DeformableConv
 from genlib.nn._discriminator import PatchDiscriminator
 from genlib.nn._dit import DiT
 from genlib.nn._encoder import ConvEncoder
+from genlib.nn._feedforward import FeedForward, SwiGLU
 from genlib.nn._ffjord import ffjord, vector_field
 from genlib.nn._flow_images import glow, multiscale_realnvp
 from genlib.nn._flow_vectors import maf, neural_spline_flow, nice, realnvp
@@ -72,11 +82,13 @@ from genlib.nn._jet import jet
 from genlib.nn._labels import check_labels, drop_labels
 from genlib.nn._ladder import LadderVAE, ladder_vae
 from genlib.nn._ladder_parts import LadderBlock
+from genlib.nn._latent_attention import LatentAttention
 from genlib.nn._lipschitz import lipschitz_conditioner, spectral_bound
 from genlib.nn._mlp import MLP
 from genlib.nn._patches import patchify, unpatchify
 from genlib.nn._sinusoids import position_embedding, timestep_embedding
 from genlib.nn._tarflow import tarflow
+from genlib.nn._transformer import Transformer
 from genlib.nn._unet import UNet
 from genlib.nn._vae import VAE, vae
 from genlib.nn._vqgan import VQGAN, vqgan
@@ -87,20 +99,28 @@ __all__ = [
     "VAE",
     "VQGAN",
     "VQVAE",
+    "Attention",
     "AutoencoderLoss",
     "CodePrior",
     "CodeTransformer",
     "Conditioning",
     "ConvDecoder",
     "ConvEncoder",
+    "DeformableAttention",
+    "DeformableConv",
     "DiT",
+    "FeedForward",
     "LabelEmbedding",
     "LadderBlock",
     "LadderVAE",
+    "LatentAttention",
     "PatchDecoder",
     "PatchDiscriminator",
     "PatchEncoder",
+    "SwiGLU",
     "TimeEmbedding",
+    "Transformer",
+    "TransformerBlock",
     "UNet",
     "causal_transformer_conditioner",
     "check_labels",

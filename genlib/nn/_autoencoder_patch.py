@@ -2,22 +2,21 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from genlib.nn._blocks import TransformerBlock
 from genlib.nn._layers import (
     check_image,
     check_positive,
     check_rate,
     check_remat,
     keep_rows,
-    recompute,
 )
 from genlib.nn._patches import patchify, unpatchify
 from genlib.nn._sinusoids import position_embedding
-from genlib.nn._token_transformer import PreNormBlock
+from genlib.nn._stack import run_blocks
 from genlib.types import Array, Key
 
 
@@ -49,9 +48,14 @@ class _GridTransformer(nnx.Module):
         self.input = nnx.Linear(in_features, features, rngs=rngs, **kwargs)
 
         @nnx.vmap
-        def stack(rngs: nnx.Rngs) -> PreNormBlock:
-            return PreNormBlock(
-                features, num_heads, mlp_ratio, False, dropout, rngs=rngs, **kwargs
+        def stack(rngs: nnx.Rngs) -> TransformerBlock:
+            return TransformerBlock(
+                features,
+                num_heads,
+                hidden_features=mlp_ratio * features,
+                dropout=dropout,
+                rngs=rngs,
+                **kwargs,
             )
 
         self.blocks = stack(rngs.split(depth))
@@ -65,17 +69,7 @@ class _GridTransformer(nnx.Module):
         h = keep_rows(self.input(tokens))
         places = position_embedding(height, width, h.shape[-1])
         h = h + places[None].astype(h.dtype)
-        graphdef, params = nnx.split(self.blocks)
-        keys = None if key is None else jax.random.split(key, self.depth)
-
-        def body(h, row):
-            block_params, block_key = row
-            block = nnx.merge(graphdef, block_params)
-            return block(keep_rows(h), key=block_key)[0], None
-
-        # A scan keeps the compiler from undoing the recomputation.
-        body = recompute(body, self.remat, prevent_cse=False)
-        h, _ = jax.lax.scan(body, h, (params, keys))
+        h, _ = run_blocks(self.blocks, self.depth, h, key=key, remat=self.remat)
         return self.output(self.norm(h))
 
 
@@ -113,6 +107,7 @@ class PatchEncoder(_GridTransformer):
 
     Source: arXiv:2110.04627 (ViT-VQGAN).
 
+    >>> import jax
     >>> def call(x):
     ...     sizes = dict(patch_size=2, depth=2, num_heads=2)
     ...     return PatchEncoder(3, 8, 5, **sizes, rngs=nnx.Rngs(0))(x)
@@ -191,6 +186,7 @@ class PatchDecoder(_GridTransformer):
 
     Source: arXiv:2110.04627 (ViT-VQGAN).
 
+    >>> import jax
     >>> def call(z):
     ...     sizes = dict(patch_size=2, depth=2, num_heads=2)
     ...     return PatchDecoder(5, 8, 3, **sizes, rngs=nnx.Rngs(0))(z)

@@ -8,7 +8,8 @@ from einops import rearrange
 from jax.typing import DTypeLike
 
 from genlib.flows import CausalConditioner, Conditioner
-from genlib.nn._token_transformer import Cache, token_transformers
+from genlib.nn._stack import Cache
+from genlib.nn._token_transformer import token_transformers
 from genlib.types import Array, Key
 
 
@@ -61,7 +62,7 @@ def causal_transformer_conditioner(
     ...     return network.apply(params, x, 4), network.start(params, x, 4)[0]
     >>> rows, keys = jax.eval_shape(call, jax.random.key(0))
     >>> rows.shape, keys.shape
-    ((1, 3, 4), (1, 1, 2, 3, 4))
+    ((1, 3, 4), (1, 1, 3, 2, 4))
     """
     network = token_transformers(
         width,
@@ -81,14 +82,14 @@ def causal_transformer_conditioner(
         return network(x, features, cond, params)[1](params, x, cond)
 
     def start(params: Any, x: Array, features: int, cond: Any = None) -> Cache:
-        shape = (depth, x.shape[0], num_heads, x.shape[1], width // num_heads)
+        shape = (depth, *x.shape[:2], num_heads, width // num_heads)
         own = jnp.result_type(x, *jax.tree.leaves(params)) if dtype is None else dtype
         return jnp.zeros(shape, own), jnp.zeros(shape, own)
 
     def step(
         params: Any, cache: Cache, x_t: Array, t: Array, features: int, cond: Any = None
     ) -> tuple[Array, Cache]:
-        length = cache[0].shape[3]
+        length = cache[0].shape[2]
         like = jax.ShapeDtypeStruct((len(x_t), length, x_t.shape[-1]), x_t.dtype)
         call = network(like, features, cond, params)[1]
         row, cache = call(params, x_t[:, None], cond, cache, t)

@@ -152,7 +152,7 @@ def code_prior(
         predict = lambda indices, key: apply(params, indices, labels, key)
         return term(key, predict, flat(indices))
 
-    memory = (depth, num_heads, length, features // num_heads), dtype
+    memory = (depth, length, num_heads, features // num_heads), dtype
     draw = functools.partial(_sample_causal, memory) if causal else _sample_masked
 
     def sample(

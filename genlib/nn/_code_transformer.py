@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from genlib import attention
+from genlib.nn._blocks import TransformerBlock
 from genlib.nn._conditioning import LabelEmbedding
 from genlib.nn._layers import (
     ZEROS,
@@ -14,9 +16,8 @@ from genlib.nn._layers import (
     check_rate,
     check_remat,
     keep_rows,
-    recompute,
 )
-from genlib.nn._token_transformer import Cache, PreNormBlock
+from genlib.nn._stack import Cache, run_blocks
 from genlib.quantize._quantizer import check_indices
 from genlib.types import Array, Key, compute_dtype
 
@@ -50,7 +51,7 @@ class CodeTransformer(nnx.Module):
     NaN), `labels` (`[B]` or None, the null class) and `key` (for dropout, or None), and
     returns logits `[B, T, K]` in at least float32. A causal network called with the
     codes `[B, 1]` before place `t` (-1 before the first) and a `cache`, two arrays
-    `[depth, B, num_heads, T, features / num_heads]` of `dtype`, zeros at the start,
+    `[depth, B, T, num_heads, features / num_heads]` of `dtype`, zeros at the start,
     returns the logits `[B, 1, K]` of place t and the cache with it.
 
     Raises:
@@ -106,9 +107,15 @@ class CodeTransformer(nnx.Module):
         )
 
         @nnx.vmap
-        def stack(rngs: nnx.Rngs) -> PreNormBlock:
-            return PreNormBlock(
-                features, num_heads, mlp_ratio, causal, dropout, rngs=rngs, **kwargs
+        def stack(rngs: nnx.Rngs) -> TransformerBlock:
+            return TransformerBlock(
+                features,
+                num_heads,
+                hidden_features=mlp_ratio * features,
+                mask=attention.causal() if causal else None,
+                dropout=dropout,
+                rngs=rngs,
+                **kwargs,
             )
 
         self.blocks = stack(rngs.split(depth))
@@ -126,7 +133,9 @@ class CodeTransformer(nnx.Module):
         t: Array | None = None,
     ) -> Any:
         h = keep_rows(self._embed(check_indices(indices, self.size), labels, cache, t))
-        h, cache = self._run_blocks(h, cache, t, key)
+        h, cache = run_blocks(
+            self.blocks, self.depth, h, cache, t, key=key, remat=self.remat
+        )
         logits = self.out(self.norm(h)).astype(compute_dtype(self.dtype))
         return logits if cache is None else (logits, cache)
 
@@ -157,20 +166,3 @@ class CodeTransformer(nnx.Module):
         elif labels is not None:
             raise ValueError("labels must be None for a network without num_classes")
         return h.astype(self.dtype)
-
-    def _run_blocks(
-        self, h: Array, cache: Cache | None, t: Any, key: Key | None
-    ) -> tuple[Array, Cache | None]:
-        graphdef, params = nnx.split(self.blocks)
-        keys = None if key is None else jax.random.split(key, self.depth)
-
-        def body(carry, row):
-            h, cache = carry
-            block_params, block_key, layer = row
-            block = nnx.merge(graphdef, block_params)
-            return block(keep_rows(h), cache, layer, t, block_key), None
-
-        # A scan keeps the compiler from undoing the recomputation.
-        body = recompute(body, self.remat, prevent_cse=False)
-        rows = (params, keys, jnp.arange(self.depth))
-        return jax.lax.scan(body, (h, cache), rows)[0]

@@ -2,26 +2,24 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from genlib.nn._blocks import TransformerBlock
 from genlib.nn._conditioning import Conditioning
 from genlib.nn._layers import (
     ZEROS,
-    SelfAttention,
     check_image,
     check_positive,
     check_rate,
     check_remat,
-    drop,
     keep_rows,
     modulate,
-    recompute,
 )
 from genlib.nn._patches import patchify, unpatchify
 from genlib.nn._sinusoids import position_embedding
+from genlib.nn._stack import run_blocks
 from genlib.types import Array, Key, Scalar
 
 XAVIER = nnx.initializers.xavier_uniform()
@@ -50,6 +48,9 @@ class DiT(nnx.Module):
         out_channels: number of channels of the result; None means `in_channels`.
         num_classes: number of classes, or None for a network without labels.
         dropout: dropout rate inside the MLPs, used only in calls that pass a key.
+        qk_norm: whether queries and keys are normalised, as of `Attention`.
+        impl: what computes attention, as of `Attention`. Losses that take a `jvp`
+            (`losses.mean_flow`) need "naive" where there are more than 512 patches.
         remat: what the backward pass recomputes of each block, for less memory: False
             nothing, True all, or the name of one of `jax.checkpoint_policies`, such as
             "dots_with_no_batch_dims_saveable".
@@ -71,6 +72,7 @@ class DiT(nnx.Module):
 
     Source: arXiv:2212.09748.
 
+    >>> import jax
     >>> def call(x, t):
     ...     model = DiT(3, 16, depth=2, patch_size=2, num_heads=2, rngs=nnx.Rngs(0))
     ...     return model(x, t)
@@ -90,6 +92,8 @@ class DiT(nnx.Module):
         out_channels: int | None = None,
         num_classes: int | None = None,
         dropout: float = 0.0,
+        qk_norm: bool = False,
+        impl: str = "auto",
         remat: bool | str = False,
         time_scale: float = 1000.0,
         dtype: DTypeLike = jnp.float32,
@@ -114,8 +118,20 @@ class DiT(nnx.Module):
         )
 
         @nnx.vmap
-        def stack(rngs: nnx.Rngs) -> _Block:
-            return _Block(features, num_heads, mlp_ratio, dropout, rngs=rngs, **kwargs)
+        def stack(rngs: nnx.Rngs) -> TransformerBlock:
+            return TransformerBlock(
+                features,
+                num_heads,
+                hidden_features=mlp_ratio * features,
+                condition_features=features,
+                dropout=dropout,
+                init=XAVIER,
+                out_init=XAVIER,
+                qk_norm=qk_norm,
+                impl=impl,
+                rngs=rngs,
+                **kwargs,
+            )
 
         self.blocks = stack(rngs.split(depth))
         self.final = _Final(
@@ -138,58 +154,15 @@ class DiT(nnx.Module):
             height // self.patch_size, width // self.patch_size, h.shape[-1]
         )
         h = h + places[None].astype(h.dtype)
-        h = self.final(self._run_blocks(h, embedding, key), embedding)
+        given = {"condition": embedding, "key": key, "remat": self.remat}
+        h = self.final(run_blocks(self.blocks, self.depth, h, **given)[0], embedding)
         return unpatchify(h, self.patch_size, height, width).astype(x.dtype)
-
-    def _run_blocks(self, h: Array, embedding: Array, key: Key | None) -> Array:
-        graphdef, params = nnx.split(self.blocks)
-        keys = None if key is None else jax.random.split(key, self.depth)
-
-        def body(h, row):
-            block_params, block_key = row
-            block = nnx.merge(graphdef, block_params)
-            return block(keep_rows(h), keep_rows(embedding), block_key), None
-
-        # A scan keeps the compiler from undoing the recomputation.
-        body = recompute(body, self.remat, prevent_cse=False)
-        return jax.lax.scan(body, h, (params, keys))[0]
 
 
 def _norm(features: int, **kwargs) -> nnx.LayerNorm:
     return nnx.LayerNorm(
         features, use_scale=False, use_bias=False, use_fast_variance=False, **kwargs
     )
-
-
-class _Block(nnx.Module):
-    def __init__(
-        self, features: int, num_heads: int, mlp_ratio: int, dropout: float, **kwargs
-    ):
-        self.dropout = dropout
-        self.modulation = nnx.Linear(
-            features, 6 * features, kernel_init=ZEROS, **kwargs
-        )
-        self.attention_norm = _norm(features, **kwargs)
-        self.attention = SelfAttention(
-            features, num_heads, init=XAVIER, out_init=XAVIER, **kwargs
-        )
-        self.mlp_norm = _norm(features, **kwargs)
-        self.hidden = nnx.Linear(
-            features, mlp_ratio * features, kernel_init=XAVIER, **kwargs
-        )
-        self.out = nnx.Linear(
-            mlp_ratio * features, features, kernel_init=XAVIER, **kwargs
-        )
-
-    def __call__(self, h: Array, embedding: Array, key: Key | None) -> Array:
-        scale_1, shift_1, gate_1, scale_2, shift_2, gate_2 = jnp.split(
-            self.modulation(embedding), 6, axis=-1
-        )
-        y = self.attention(modulate(self.attention_norm(h), scale_1, shift_1))
-        h = h + gate_1 * y
-        y = self.hidden(modulate(self.mlp_norm(h), scale_2, shift_2))
-        y = drop(key, jax.nn.gelu(y), self.dropout)
-        return h + gate_2 * self.out(y)
 
 
 class _Final(nnx.Module):

@@ -6,10 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
-from jax.typing import DTypeLike
 
 from genlib.types import Array, Key
 
@@ -62,18 +60,23 @@ def keep_rows(x: Array) -> Array:
     """Keep the rows of a batch on the devices that `train.make_mesh` gives them.
 
     Left alone the compiler may copy the rows to all devices and split features instead,
-    because parameters are split that way. Without such a mesh, or inside `shard_map`,
-    it is the identity.
+    because parameters are split that way. Tokens `[B, T, features]` are also split over
+    the axis "sequence", where it divides them. Without such a mesh, or inside
+    `shard_map`, it is the identity.
     """
     mesh = jax.sharding.get_abstract_mesh()
     auto = {
         axis: mesh.shape[axis]
         for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if axis in ("data", "fsdp") and kind is AxisType.Auto
+        if kind is AxisType.Auto
     }
-    if not auto or x.shape[0] % math.prod(auto.values()):
+    rows = tuple(axis for axis in ("data", "fsdp") if axis in auto)
+    if not rows or x.shape[0] % math.prod(auto[axis] for axis in rows):
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(tuple(auto)))
+    tokens = auto.get("sequence", 1)
+    split = x.ndim == 3 and tokens > 1 and x.shape[1] % tokens == 0
+    spec = PartitionSpec(rows, "sequence") if split else PartitionSpec(rows)
+    return jax.lax.with_sharding_constraint(x, spec)
 
 
 def drop(key: Key | None, x: Array, rate: float) -> Array:
@@ -107,53 +110,3 @@ def check_halves(x: Array, levels: int) -> None:
             f"x must have a height and width divisible by {factor} for "
             f"{levels} levels, got shape {x.shape}"
         )
-
-
-class SelfAttention(nnx.Module):
-    """Let every token of `[B, T, features]` look at all others, with several heads."""
-
-    def __init__(
-        self,
-        features: int,
-        num_heads: int,
-        *,
-        init: nnx.Initializer = LECUN,
-        out_init: nnx.Initializer = LECUN,
-        dtype: DTypeLike,
-        param_dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ):
-        if num_heads < 1 or features % num_heads:
-            raise ValueError(
-                f"num_heads must divide the {features} features, got {num_heads}"
-            )
-        kwargs: dict[str, Any] = {
-            "dtype": dtype,
-            "param_dtype": param_dtype,
-            "rngs": rngs,
-        }
-        self.num_heads = num_heads
-        self.qkv = nnx.Linear(features, 3 * features, kernel_init=init, **kwargs)
-        self.out = nnx.Linear(features, features, kernel_init=out_init, **kwargs)
-
-    def __call__(self, x: Array) -> Array:
-        # Heads come first, so that devices which split this axis hold whole heads.
-        q, k, v = rearrange(
-            self.qkv(x), "b t (n s d) -> s b t n d", s=3, n=self.num_heads
-        )
-        return self.out(rearrange(_attend(q, k, v), "b t n d -> b t (n d)"))
-
-
-def _attend(q: Array, k: Array, v: Array) -> Array:
-    if q.dtype == jnp.float16:
-        # On a CPU jax.nn has no float16 products that are summed in float32.
-        wide = lambda *args: jax.nn.dot_product_attention(
-            *(x.astype(jnp.float32) for x in args)
-        ).astype(jnp.float16)
-        attend = jax.nn.dot_product_attention
-        return jax.lax.platform_dependent(q, k, v, cpu=wide, default=attend)
-    if q.dtype != jnp.float64:
-        return jax.nn.dot_product_attention(q, k, v)
-    # jax.nn takes the softmax in float32 even of float64 logits.
-    logits = jnp.einsum("btnd,bsnd->bnts", q / math.sqrt(q.shape[-1]), k)
-    return jnp.einsum("bnts,bsnd->btnd", jax.nn.softmax(logits), v)

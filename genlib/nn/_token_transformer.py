@@ -5,23 +5,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from flax import nnx
 from jax.typing import DTypeLike
 
+from genlib import attention
 from genlib.nn._adapters import check_params, sized
+from genlib.nn._blocks import TransformerBlock
 from genlib.nn._layers import (
     ZEROS,
-    SelfAttention,
     check_positive,
     check_remat,
-    drop,
     keep_rows,
-    recompute,
 )
-from genlib.types import Array, Key, compute_dtype
-
-Cache = tuple[Array, Array]  # keys and values, [depth, B, heads, T, features]
+from genlib.nn._stack import Cache, run_blocks
+from genlib.types import Array
 
 
 def token_transformers(
@@ -127,9 +124,14 @@ class TokenTransformer(nnx.Module):
         )
 
         @nnx.vmap
-        def stack(rngs: nnx.Rngs) -> PreNormBlock:
-            return PreNormBlock(
-                width, num_heads, mlp_ratio, causal, rngs=rngs, **kwargs
+        def stack(rngs: nnx.Rngs) -> TransformerBlock:
+            return TransformerBlock(
+                width,
+                num_heads,
+                hidden_features=mlp_ratio * width,
+                mask=attention.causal() if causal else None,
+                rngs=rngs,
+                **kwargs,
             )
 
         self.blocks = stack(rngs.split(depth))
@@ -150,97 +152,9 @@ class TokenTransformer(nnx.Module):
         h = h + places[None].astype(h.dtype)
         if self.condition is not None and cond is not None:
             h = h + self.condition(cond)[:, None].astype(h.dtype)
-        h, cache = self._run_blocks(h, cache, t)
+        h, cache = run_blocks(self.blocks, self.depth, h, cache, t, remat=self.remat)
         row = self.out(self.norm(h))
         return row if cache is None else (row, cache)
-
-    def _run_blocks(self, h: Array, cache: Cache | None, t: Any) -> Any:
-        graphdef, params = nnx.split(self.blocks)
-
-        def body(carry, row):
-            h, cache = carry
-            block_params, layer = row
-            block = nnx.merge(graphdef, block_params)
-            return block(keep_rows(h), cache, layer, t), None
-
-        # A scan keeps the compiler from undoing the recomputation.
-        body = recompute(body, self.remat, prevent_cse=False)
-        rows = (params, jnp.arange(self.depth))
-        return jax.lax.scan(body, (h, cache), rows)[0]
-
-
-class PreNormBlock(nnx.Module):
-    """Attention and an MLP, each after a norm and added to what it was given."""
-
-    def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        mlp_ratio: int,
-        causal: bool,
-        dropout: float = 0.0,
-        **kwargs: Any,
-    ):
-        self.dropout = dropout
-        self.attention_norm = _norm(width, **kwargs)
-        self.attention = _Attention(width, num_heads, causal, **kwargs)
-        self.mlp_norm = _norm(width, **kwargs)
-        self.hidden = nnx.Linear(width, mlp_ratio * width, **kwargs)
-        self.out = nnx.Linear(mlp_ratio * width, width, **kwargs)
-
-    def __call__(
-        self,
-        h: Array,
-        cache: Cache | None = None,
-        layer: Any = None,
-        t: Any = None,
-        key: Key | None = None,
-    ) -> Any:
-        y, cache = self.attention.look_back(self.attention_norm(h), cache, layer, t)
-        h = h + y
-        y = drop(key, jax.nn.gelu(self.hidden(self.mlp_norm(h))), self.dropout)
-        return h + self.out(y), cache
-
-
-class _Attention(SelfAttention):
-    """Attention of every token to all, or to itself and those before it."""
-
-    def __init__(self, width: int, num_heads: int, causal: bool, **kwargs: Any):
-        super().__init__(width, num_heads, **kwargs)
-        self.causal = causal
-
-    def look_back(self, x: Array, cache: Cache | None, layer: Any, t: Any) -> Any:
-        if not self.causal:
-            return self(x), None
-        q, k, v = rearrange(
-            self.qkv(x), "b t (n s d) -> s b n t d", s=3, n=self.num_heads
-        )
-        if cache is None:
-            mask = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))
-        else:
-            # In place: the loops over layers and tokens carry one cache for all layers.
-            place = (layer, 0, 0, t, 0)
-            keys, values = (
-                jax.lax.dynamic_update_slice(old, new[None], place)
-                for old, new in zip(cache, (k, v), strict=True)
-            )
-            k, v = (
-                jax.lax.dynamic_index_in_dim(each, layer, keepdims=False)
-                for each in (keys, values)
-            )
-            cache = keys, values
-            mask = (jnp.arange(k.shape[2]) <= t)[None]
-        y = attend(q, k, v, mask)
-        return self.out(rearrange(y, "b n t d -> b t (n d)")), cache
-
-
-def attend(q: Array, k: Array, v: Array, mask: Array) -> Array:
-    """Return softmax(q k / sqrt(d)) v over the keys that a mask [T, S] lets be seen."""
-    wide = compute_dtype(q.dtype)
-    logits = jnp.einsum("bntd,bnsd->bnts", q, k, preferred_element_type=wide)
-    logits = jnp.where(mask[None, None], logits / q.shape[-1] ** 0.5, -jnp.inf)
-    weights = jax.nn.softmax(logits).astype(v.dtype)
-    return jnp.einsum("bnts,bnsd->bntd", weights, v)
 
 
 def _norm(width: int, **kwargs: Any) -> nnx.LayerNorm:

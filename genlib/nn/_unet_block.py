@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from genlib.nn._layers import ZEROS, SelfAttention, drop, modulate
+from genlib.nn._attention import Attention
+from genlib.nn._layers import ZEROS, drop, modulate
 from genlib.types import Array, Key
 
 
@@ -63,7 +64,7 @@ class ImageAttention(nnx.Module):
     def __init__(self, channels: int, head_dim: int, **kwargs):
         heads = max(1, channels // head_dim)
         self.norm = group_norm(channels, **kwargs)
-        self.attention = SelfAttention(channels, heads, out_init=ZEROS, **kwargs)
+        self.attention = Attention(channels, heads, out_init=ZEROS, **kwargs)
 
     def __call__(self, x: Array) -> Array:
         tokens = einops.rearrange(self.norm(x), "b h w c -> b (h w) c")

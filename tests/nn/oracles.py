@@ -79,13 +79,14 @@ def dit(p: Params, x, t, labels, *, patch: int = 2, heads: int = 2):
     h = linear(p["input"], np.stack(cuts, 1))
     h = h + positions(height // patch, width // patch, h.shape[-1])
     blocks = p["blocks"]
-    for layer in range(len(blocks["out"]["bias"])):
+    for layer in range(len(blocks["modulation"]["bias"])):
         block = _row(blocks, layer)
         a, b, c, d, e, f = np.split(linear(block["modulation"], embedding), 6, -1)
         y = attention(block["attention"], standardise(h, -1) * (1 + a) + b, heads)
         h = h + c * y
-        y = gelu(linear(block["hidden"], standardise(h, -1) * (1 + d) + e))
-        h = h + f * linear(block["out"], y)
+        mlp = block["feedforward"]
+        y = gelu(linear(mlp["hidden"], standardise(h, -1) * (1 + d) + e))
+        h = h + f * linear(mlp["out"], y)
     scale, shift = np.split(linear(p["final"]["modulation"], embedding), 2, -1)
     h = linear(p["final"]["out"], standardise(h, -1) * (1 + scale) + shift)
     image = np.zeros((batch, height, width, channels))

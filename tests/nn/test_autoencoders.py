@@ -97,8 +97,9 @@ def transformer(p, tokens, height, width):
     for layer in range(2):
         row = jax.tree.map(lambda leaf, i=layer: leaf[i], p["blocks"])
         h = h + oracles.attention(row["attention"], norm(row["attention_norm"], h), 2)
-        y = gelu(linear(row["hidden"], norm(row["mlp_norm"], h)))
-        h = h + linear(row["out"], y)
+        mlp = row["feedforward"]
+        y = gelu(linear(mlp["hidden"], norm(row["feedforward_norm"], h)))
+        h = h + linear(mlp["out"], y)
     return linear(p["output"], norm(p["norm"], h))
 
 

@@ -10,7 +10,6 @@ from laws.registry import jit_once
 
 from genlib import flows, nn
 from genlib.nn._jet import _halves
-from genlib.nn._token_transformer import attend
 from tests.nn.networks import equations
 
 B, T, C, K = 2, 4, 3, 2
@@ -65,17 +64,6 @@ def test_rows_see_the_past_and_steps_return_them(x64):
     assert (rows != other).all()
 
 
-def test_attention_is_a_masked_softmax(x64):
-    q, k, v = normal(jnp.float64, 3, B, 2, T, 5)
-    mask = np.tril(np.ones((T, T), bool))
-    expected = np.zeros(q.shape)
-    for b, n, t in np.ndindex(B, 2, T):
-        weights = np.exp(k[b, n, : t + 1] @ q[b, n, t] / np.sqrt(5))
-        expected[b, n, t] = weights @ v[b, n, : t + 1] / weights.sum()
-    result = jit_once(attend)(q, k, v, mask)
-    np.testing.assert_allclose(result, expected, rtol=1e-12)
-
-
 def test_last_token_sees_what_it_sees_without_a_mask():
     x = normal(jnp.float32, B, T, C)
     masked, unmasked = (
@@ -108,7 +96,7 @@ def test_dtype_of_the_network_is_its_own():
     params = jax.eval_shape(layer.init, jax.random.key(0), x)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
     cache = jax.eval_shape(lambda x: network.start({}, x, 2 * C), x)
-    wanted = ((2, B, 2, T, WIDTH // 2), "bfloat16")
+    wanted = ((2, B, T, 2, WIDTH // 2), "bfloat16")
     assert [(leaf.shape, leaf.dtype.name) for leaf in cache] == [wanted, wanted]
     for function in (layer.forward, layer.inverse):
         y, log_det = jax.eval_shape(function, params, x)

@@ -87,7 +87,7 @@ def test_cache_changes_nothing_and_places_see_the_past_only(x64):
 
     @jit_once
     def everything(params):
-        zeros = jnp.zeros((2, len(ALL), 2, T, 2))
+        zeros = jnp.zeros((2, len(ALL), T, 2, 2))
 
         def body(cache, row):
             before, t = row

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from genlib import nn
+from genlib.nn._stack import run_blocks
 from tests.nn.networks import batch, build, dit, equations, filled, jit, unet
 
 
@@ -68,16 +69,16 @@ def test_blocks_are_the_loop_over_their_parameters(x64):
     model = filled(make)
     graphdef, state = nnx.split(model.blocks)
     h, embedding = jnp.ones((1, 2, 16)), jnp.ones((1, 1, 16))
-    result = jit(lambda h: model._run_blocks(h, embedding, None))(h)
+    result = jit(lambda h: run_blocks(model.blocks, 3, h, condition=embedding)[0])(h)
     for layer in range(3):
         block = nnx.merge(graphdef, jax.tree.map(lambda a, i=layer: a[i], state))
-        h = jit(lambda h, block=block: block(h, embedding, None))(h)
+        h = jit(lambda h, block=block: block(h, condition=embedding))(h)
     np.testing.assert_allclose(result, h, rtol=1e-12)
 
 
 def test_layers_start_different():
     make = functools.partial(nn.DiT, 1, 4, 2, patch_size=1, num_heads=1)
-    kernel = jit(lambda: make(rngs=nnx.Rngs(0)).blocks.hidden.kernel[...])()
+    kernel = jit(lambda: make(rngs=nnx.Rngs(0)).blocks.feedforward.hidden.kernel[...])()
     assert jnp.abs(kernel[0] - kernel[1]).max() > 0.1
 
 
