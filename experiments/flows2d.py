@@ -32,7 +32,6 @@ I-CFM, makes them straight only: it keeps the pairs, which are not optimal.
 
 import argparse
 import itertools
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,8 +43,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments import plots
 from experiments._cli import one_line_errors, say
+from experiments._rows import write_rows
 from genlib import losses, metrics, nn, noise, prediction, samplers, train
 from genlib.types import Array, Denoiser, Key
 
@@ -280,10 +279,7 @@ def compare(given: argparse.Namespace) -> list[dict[str, Any]]:
         rows.append({"method": name, **row})
         say(f"{name}: {time.monotonic() - begun:.0f} s")
     given.workdir.mkdir(parents=True, exist_ok=True)
-    table = plots.table(rows)
-    (given.workdir / "table.md").write_text(table + "\n")
-    (given.workdir / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
-    say(f"\n{table}\n")
+    write_rows(rows, given.workdir, digits=3)
     say(f"wrote {picture(trajectories, given.workdir / 'flows.png')}")
     return rows
 

@@ -11,6 +11,7 @@ from laws.registry import MIXTURE
 from sklearn.datasets import load_digits
 
 from genlib import (
+    attention,
     flows,
     losses,
     metrics,
@@ -110,6 +111,23 @@ def test_codes_and_latents():
     assert float(n.sum()) > 2 * 64  # it moves from one a code to its share of 1024
 
 
+def test_attention():
+    """Decoding over caches gives what the whole sequence gives."""
+    x = jax.random.normal(jax.random.key(0), (2, 16, 12, 64))
+    ids = np.repeat([[1, 2]], 8, 1).repeat(2, 0)
+    prompt = jax.random.randint(jax.random.key(1), (2, 9), 0, 256)
+    scope = {"q": x[:, :, :8], "k": x[:, :, 8:10], "v": x[:, :, 10:], "ids": ids}
+    scope["prompt"] = prompt
+    exec(PYTHON[5], scope)
+    alone = scope["attention"].attention(
+        x[:, 8:, :8], x[:, 8:, 8:10], x[:, 8:, 10:], mask=scope["causal"]()
+    )
+    np.testing.assert_allclose(scope["out"][:, 8:], alone, atol=1e-5)
+    logits, caches = scope["logits"], scope["caches"]
+    assert logits.shape == (2, 1, 256)
+    assert caches.length.tolist() == [[13, 13]] * 2
+
+
 def test_the_way_to_a_pod(tmp_path, monkeypatch):
     """On eight devices; the run that was saved goes on in the same way."""
     monkeypatch.chdir(tmp_path)
@@ -120,10 +138,10 @@ def test_the_way_to_a_pod(tmp_path, monkeypatch):
         return {"latent": latent, "label": rng.integers(0, 10, 16)}
 
     scope = {"batches": batches}
-    exec(PYTHON[5], scope)
+    exec(PYTHON[6], scope)
     state = scope["state"]
     assert int(state.step) == 4
-    kernel = state.params["blocks"]["hidden"]["kernel"]
+    kernel = state.params["blocks"]["feedforward"]["hidden"]["kernel"]
     assert tuple(kernel.sharding.spec) == (None, "fsdp", "tensor")
     assert kernel.addressable_shards[0].data.shape == (2, 32, 128)
     assert (tmp_path / "runs/dit/checkpoints/4").is_dir()
@@ -131,6 +149,7 @@ def test_the_way_to_a_pod(tmp_path, monkeypatch):
 
 def test_every_public_name_of_a_room_is_in_the_table_of_rooms():
     rooms = (noise, prediction, losses, samplers, metrics, nn, train, flows, quantize)
+    rooms += (attention,)
     for room in rooms:
         name = room.__name__
         line = next(row for row in README.splitlines() if row.startswith(f"| `{name}`"))

@@ -22,6 +22,9 @@ NETWORKS = {
     "dit": lambda rngs: nn.DiT(
         3, 16, 2, patch_size=2, num_heads=4, num_classes=3, rngs=rngs
     ),
+    "dit over a ring": lambda rngs: nn.DiT(
+        3, 16, 2, patch_size=2, num_heads=4, num_classes=3, impl="ring", rngs=rngs
+    ),
 }
 # Split by columns, then by rows; what is left as FSDP has it, small leaves too.
 RULES = {
@@ -36,8 +39,8 @@ RULES = {
         (r".*", "fsdp"),
     ],
     "dit": [
-        (r"blocks/(attention/qkv|hidden)/kernel", (None, "fsdp", "tensor")),
-        (r"blocks/(attention/)?out/kernel", (None, "tensor", "fsdp")),
+        (r"blocks/(attention/qkv|feedforward/hidden)/kernel", (None, "fsdp", "tensor")),
+        (r"blocks/(attention|feedforward)/out/kernel", (None, "tensor", "fsdp")),
         (r".*", "fsdp"),
     ],
 }
@@ -46,8 +49,15 @@ MESHES = {
     "fsdp": {"fsdp": 8, "data": 1},
     "tp": {"data": 4, "tensor": 2},
     "fsdp+tp": {"data": 2, "fsdp": 2, "tensor": 2},
+    "sequence": {"data": 2, "sequence": 4},
 }
 WAYS = ["accumulate", *MESHES, "shard_map", "pmap"]
+RUNS = [
+    (name, way)
+    for name in NETWORKS
+    for way in WAYS
+    if (name != "dit over a ring" if way != "sequence" else "dit" in name)
+]
 
 
 @pytest.fixture(autouse=True)
@@ -110,8 +120,7 @@ def alone(name):
     return run(jax.jit(step), train.init(jax.random.key(1), params, TX))
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "way"), RUNS)
 def test_equals_one_device(name, way):
     params, loss_fn = network(name)
     step = train.make_step(
@@ -133,7 +142,7 @@ def test_equals_one_device(name, way):
         if way == "shard_map":
             state, step = train.replicate(state, mesh), train.shard_map_step(step, mesh)
         else:
-            rules = RULES[name] if way != "dp" else ()
+            rules = RULES[name] if way not in ("dp", "sequence") else ()
             shardings = train.state_shardings(state, mesh, rules)
             state = jax.device_put(toy.on_host(state), shardings)
             step = train.jit_step(step, mesh, shardings)
@@ -144,7 +153,7 @@ def test_equals_one_device(name, way):
         (single.params, single.ema, single.opt_state[0].count),
     )
     np.testing.assert_allclose(measured / expected, 1, atol=1e-5)
-    if way in MESHES and way != "dp":
+    if way in MESHES and way not in ("dp", "sequence"):
         split = [not leaf.is_fully_replicated for leaf in jax.tree.leaves(state.params)]
         assert np.mean(split) > (0.9 if way != "tp" else 0.1)
         toy.assert_placed(state, shardings)
