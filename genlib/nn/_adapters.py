@@ -78,14 +78,14 @@ def lazy(
     """
 
     def init(key: Key) -> Params:
-        _, state, _ = nnx.split(make(nnx.Rngs(key)), nnx.Param, ...)
+        _, state, _ = nnx.split(make(_rngs(key)), nnx.Param, ...)
         return _string_keys(nnx.to_pure_dict(state))
 
     def constants() -> Any:
-        _, _, rest = nnx.split(make(nnx.Rngs(0)), nnx.Param, ...)
+        _, _, rest = nnx.split(make(_rngs(jax.random.key(0))), nnx.Param, ...)
         return nnx.to_pure_dict(rest)
 
-    abstract: Any = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    abstract: Any = nnx.eval_shape(lambda: make(_rngs(jax.random.key(0))))
     graphdef, values, others = nnx.split(abstract, nnx.Param, ...)
     # Compiled, the parameters that nobody asks for are not made; and what is kept may
     # not belong to a trace that this call is in.
@@ -135,6 +135,26 @@ def check_params(what: str, params: Params, shapes: Any) -> None:
         raise ValueError(
             f"params must be those of {what}: {shapes}; their shapes are {own}"
         )
+
+
+class _Stream(nnx.RngStream):
+    """A stream that counts in Python: a count that is traced costs milliseconds."""
+
+    def __init__(self, key: Key, *, tag: str):
+        super().__init__(key, tag=tag)
+        self.drawn = 0
+
+    def __call__(self) -> Key:
+        key = jax.random.fold_in(self.key[...], self.drawn)
+        self.drawn += 1
+        return key
+
+
+def _rngs(key: Key) -> nnx.Rngs:
+    """Return streams of the keys of `nnx.Rngs(key)`, quicker to trace."""
+    rngs = nnx.Rngs(key)
+    setattr(rngs, "default", _Stream(key, tag="default"))  # noqa: B010
+    return rngs
 
 
 def _pure(graphdef: nnx.GraphDef, values: Any, constants: Any) -> Callable[..., Any]:
