@@ -1,6 +1,7 @@
 """Pytree helpers that jax and optax do not have."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import jax
@@ -160,9 +161,10 @@ def register_dataclass(cls: _Class) -> _Class:
     >>> jax.tree.map(lambda x: 2 * x, Metres(1.5))
     Metres(value=3.0)
     """
-    if not dataclasses.is_dataclass(cls):
+    fields_of: Any = cls
+    if not dataclasses.is_dataclass(fields_of):
         raise ValueError(f"register_dataclass needs a dataclass; it is {cls}")
-    fields = dataclasses.fields(cls)
+    fields = dataclasses.fields(fields_of)
     for field in fields:
         if not field.init:
             raise ValueError(
@@ -181,7 +183,7 @@ def register_dataclass(cls: _Class) -> _Class:
         values, settings = flatten(tree)
         return tuple(zip(keys, values, strict=True)), settings
 
-    def unflatten(settings: tuple, values: tuple) -> Any:
+    def unflatten(settings: tuple, values: Iterable[Any]) -> Any:
         settings_of = dict(zip(static, settings, strict=True))
         return cls(**settings_of, **dict(zip(leaves, values, strict=True)))
 
