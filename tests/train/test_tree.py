@@ -132,6 +132,6 @@ def test_structures_tell_classes():
         length("Feet", 0.3048)(1.0)
     )
     metres = jax.jit(lambda length: length.metres())
-    units = np.arange(100.0)
+    units = np.arange(40.0)
     found = [metres(length(f"Unit{unit:g}", unit)(1.0)).item() for unit in units]
     np.testing.assert_array_equal(found, units)
