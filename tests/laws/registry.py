@@ -232,6 +232,18 @@ GUIDANCE = {
 }
 
 
+def traced_once(function):
+    """Return the function, which fails when it is traced a second time."""
+    traces = []
+
+    def once(*args):
+        traces.append(None)
+        assert len(traces) == 1, "traced again"
+        return function(*args)
+
+    return once
+
+
 def each(registry):
     """Return the arguments of `pytest.mark.parametrize` for a registry."""
     return {"argvalues": list(registry.values()), "ids": list(registry)}
