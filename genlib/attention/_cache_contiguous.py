@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from genlib.attention._cache import Cache, CacheView
 from genlib.attention._cache_rows import (
     check_rows,
-    check_sizes,
     empty_length,
+    empty_rows,
     next_slots,
     refuse_overflow,
     spoil,
@@ -67,15 +67,6 @@ def kv_cache(
     >>> cache.read().k.shape, cache.capacity
     ((2, 8, 1, 4), 8)
     """
-    value_features = features if value_features is None else value_features
-    check_sizes(
-        dtype,
-        batch=batch,
-        capacity=capacity,
-        num_kv_heads=num_kv_heads,
-        features=features,
-        value_features=value_features,
-    )
-    shape = (batch, capacity, num_kv_heads)
-    k, v = (jnp.zeros((*shape, n), dtype) for n in (features, value_features))
+    sizes = num_kv_heads, features, value_features
+    k, v = empty_rows(dtype, *sizes, batch=batch, capacity=capacity)
     return _KVCache(k, v, empty_length(batch))

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from genlib.attention._cache import Cache, CacheView
 from genlib.attention._cache_rows import (
     check_rows,
-    check_sizes,
     empty_length,
+    empty_rows,
     write,
 )
 from genlib.attention._mask import Mask, pytree
@@ -103,15 +103,6 @@ def rolling_cache(
     >>> cache.length.tolist(), cache.read().positions.tolist()
     ([6], [[4, 5, 2, 3]])
     """
-    value_features = features if value_features is None else value_features
-    check_sizes(
-        dtype,
-        batch=batch,
-        window=window,
-        num_kv_heads=num_kv_heads,
-        features=features,
-        value_features=value_features,
-    )
-    shape = (batch, window, num_kv_heads)
-    k, v = (jnp.zeros((*shape, n), dtype) for n in (features, value_features))
+    sizes = num_kv_heads, features, value_features
+    k, v = empty_rows(dtype, *sizes, batch=batch, window=window)
     return _RollingCache(k, v, empty_length(batch))

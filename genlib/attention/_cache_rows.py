@@ -23,6 +23,25 @@ def check_sizes(dtype: Any, **sizes: int) -> None:
         raise ValueError(f"dtype must be floating, got {jnp.dtype(dtype)}")
 
 
+def empty_rows(
+    dtype: Any,
+    num_kv_heads: int,
+    features: int,
+    value_features: int | None,
+    **rows: int,
+) -> tuple[Array, Array]:
+    """Return keys `[*rows, K, H]` and values `[*rows, K, V]` of an empty cache.
+
+    V is H by default. The sizes in `rows` have the names that errors call them by.
+    """
+    value_features = features if value_features is None else value_features
+    heads = dict(num_kv_heads=num_kv_heads, features=features)
+    check_sizes(dtype, **rows, **heads, value_features=value_features)
+    shape = (*rows.values(), num_kv_heads)
+    k, v = (jnp.zeros((*shape, n), dtype) for n in (features, value_features))
+    return k, v
+
+
 def check_rows(*stored: Any, **rows: Array) -> list[Array]:
     """Return the arrays of new tokens, checked against what a cache stores.
 

@@ -9,10 +9,9 @@ import numpy as np
 
 from genlib.attention._bias import Bias, as_bias
 from genlib.attention._call import Call, make_call
-from genlib.attention._mask import Bounds, Mask
+from genlib.attention._mask import Bounds, Mask, pytree
 from genlib.attention._mask_tables import dense
 from genlib.attention._positions import Axes, Blocks, leaf_axes, map_axes
-from genlib.tree import register_dataclass
 from genlib.types import Array
 
 
@@ -161,14 +160,12 @@ class _OfSome:
         return [*self.whole.axes(), (None, None)]
 
 
-@register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class _MaskOfSome(_OfSome, Mask):
     def bounds(self, q: Blocks, kv: Blocks) -> Bounds:
         return self.whole.bounds(q, kv)
 
 
-@register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree
 class _BiasOfSome(_OfSome, Bias):
     pass
