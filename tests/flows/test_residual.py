@@ -180,6 +180,7 @@ def test_one_number_and_a_swept_coefficient():
         assert y.item() == 1 + coefficient
         np.testing.assert_allclose(log_det, np.log1p(coefficient), atol=1e-4)
         np.testing.assert_allclose(got, 1 / (1 + coefficient), atol=1e-3)
+    assert compiled._cache_size() <= 1  # 0: forgotten
 
 
 @pytest.mark.parametrize(

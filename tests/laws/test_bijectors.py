@@ -96,6 +96,7 @@ def test_laws(case, eight_devices):
     compiled = jit_once(traced_once(lambda *args: facts(layer, *args)))
     got = compiled(params, x, cond)
     compiled(jax.tree.map(lambda leaf: leaf * 0.5, params), x, cond)
+    assert compiled._cache_size() <= 1  # 0: forgotten
     got = jax.tree.map(np.asarray, got)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(got))
     assert got["log_det"].dtype == np.float32

@@ -63,6 +63,7 @@ def test_laws(case):
     compiled = jit_once(traced_once(lambda *args: facts(quantizer, *args)))
     got = jax.tree.map(np.asarray, compiled(params, z))
     compiled(jax.tree.map(lambda leaf: leaf * 0.5, params), z)
+    assert compiled._cache_size() <= 1  # 0: forgotten
 
     made, size = got["made"], quantizer.size
     assert (made.codes.shape, made.codes.dtype) == (z.shape, np.float32)
